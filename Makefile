@@ -1,0 +1,71 @@
+# One environment, .venv, made on first use and reused until pyproject.toml changes. Needs Python >= 3.12 and make, nothing else.
+#   make demo      set up, then stream an answer from the demo model through the real engine
+#   make test      set up, then run the tests
+#   make check     format, lint, types, layout, tests: what CI runs
+#   make format    rewrite the sources in the one format
+#   make nightly   the long tests
+# PYTHON=/path/to/python3 picks the interpreter, VENV=folder another environment.
+
+VENV ?= .venv
+PYTHON ?=
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet
+SOURCES := sarathi_jax kernels models serve tests benchmarks examples
+
+.PHONY: help demo test check format lint types layout nightly clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+demo: $(VENV)/.ready-demo
+	$(BIN)/sarathi-jax generate demo --stream --stats --temperature 0 --max-tokens 64 --prompt "$(DEMO_PROMPT)"
+
+DEMO_PROMPT ?= 12+30=
+
+test: $(VENV)/.ready-test
+	$(BIN)/python -m pytest
+
+nightly: $(VENV)/.ready-test
+	$(BIN)/python -m pytest -m nightly --hypothesis-profile=nightly
+
+check: lint types layout
+	$(BIN)/python -m pytest --ignore=tests/test_layout.py
+
+lint: $(VENV)/.ready-dev
+	$(BIN)/ruff format --check $(wildcard $(SOURCES))
+	$(BIN)/ruff check $(wildcard $(SOURCES))
+
+types: $(VENV)/.ready-dev
+	$(BIN)/pyright
+
+layout: $(VENV)/.ready-test
+	$(BIN)/python -m pytest tests/test_layout.py
+
+format: $(VENV)/.ready-dev
+	$(BIN)/ruff check --fix $(wildcard $(SOURCES))
+	$(BIN)/ruff format $(wildcard $(SOURCES))
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+
+# ---- the environment ----
+
+$(VENV)/bin/python:
+	@python=$$(sh .ci/find-python $(PYTHON)) || exit 1; \
+	echo "making $(VENV) with $$python"; \
+	"$$python" -m venv $(VENV) || { echo "On Debian and Ubuntu, venv is a package of its own: apt install python3-venv" >&2; rm -rf $(VENV); exit 1; }
+
+$(VENV)/.ready-demo: pyproject.toml | $(VENV)/bin/python
+	@echo "installing sarathi-jax into $(VENV) (a minute the first time)"
+	@$(PIP_INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.ready-test: pyproject.toml | $(VENV)/bin/python
+	@echo "installing sarathi-jax and what its tests need into $(VENV)"
+	@$(PIP_INSTALL) --editable '.[test]'
+	@touch $@ $(VENV)/.ready-demo
+
+$(VENV)/.ready-dev: pyproject.toml | $(VENV)/bin/python
+	@echo "installing sarathi-jax, its tests' needs and the development tools into $(VENV)"
+	@$(PIP_INSTALL) --editable '.[dev]'
+	@touch $@ $(VENV)/.ready-test $(VENV)/.ready-demo
