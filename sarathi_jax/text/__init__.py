@@ -1,0 +1,2 @@
+"""Text in, text out, on the host: tokenizer, incremental detokenizer, stop strings, chat template. Knows nothing of
+jax."""
