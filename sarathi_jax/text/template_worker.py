@@ -31,7 +31,9 @@ class GenerationTag(jinja2.ext.Extension):
     """`{% generation %}...{% endgeneration %}` marks what an assistant said, for training; here its body is rendered as
     it stands."""
 
-    tags = {"generation"}
+    def __init__(self, environment: jinja2.Environment) -> None:
+        super().__init__(environment)
+        self.tags = {"generation"}
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)
