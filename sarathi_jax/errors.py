@@ -1,0 +1,44 @@
+"""The errors this package raises on purpose. Every message says the rule, what was got, and a remedy.
+
+    SarathiError
+    |-- ConfigError          an engine option is wrong, or two options disagree        (also a ValueError)
+    |-- RequestError         one request's input is wrong; the engine goes on          (also a ValueError)
+    |-- ModelError           a model folder or checkpoint is wrong
+    |   `-- ModelNotFoundError   it is not there                                       (also a FileNotFoundError)
+    |-- CapacityError        what was asked for does not fit the memory there is
+    `-- EngineError          a step failed, or an invariant of the engine does not hold
+
+An `AssertionError` is always a fault of this package, never of its user.
+"""
+
+
+class SarathiError(Exception):
+    """Root of every error raised on purpose."""
+
+
+class ConfigError(SarathiError, ValueError):
+    """An engine option is out of range, unknown, or contradicts another one."""
+
+
+class RequestError(SarathiError, ValueError):
+    """A request can't be served as it stands. `param` names the field at fault, in the caller's words."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class ModelError(SarathiError):
+    """A model folder, its configuration, its tokenizer or its weights are wrong."""
+
+
+class ModelNotFoundError(ModelError, FileNotFoundError):
+    """A model folder or one of its files is not there."""
+
+
+class CapacityError(SarathiError):
+    """Weights, temporary buffers and KV pages together exceed the memory there is."""
+
+
+class EngineError(SarathiError):
+    """A step failed, or the engine can't go on."""

@@ -1,0 +1,80 @@
+"""What one step runs: a self-contained list of rows that an executor needs nothing else to run, and what comes back.
+
+A row is a chunk of one request: `num_tokens` tokens from position `start` on. A decode is a chunk of one token. A schedule can be logged, replayed,
+priced by a cost model, or sent to another process; it holds token ids, block tables and sampling options, and no reference to queues.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from sarathi_jax.sampling_params import SamplingParams
+
+
+class ScheduledRow(NamedTuple):
+    """One chunk of one request.
+
+    token_ids: the tokens at positions start .. start + num_tokens - 1; None when the row's single token is the one that a step still in flight
+      samples: the device has it (`scheduling.request`, "pending"), in history[batch_slot, start].
+    block_table: i32[>= ceil((start + num_tokens) / page_size)] page ids in order; a view that is never written to.
+    batch_slot: which of the max_num_seqs device-side slots (token history, sampling state) is the request's own while it runs.
+    does_sample: whether the chunk reaches the last token, so that the step samples the request's next one.
+    is_first: the first chunk after an admission: slot state has to be set up before the step.
+    context_token_ids: on is_first rows, the tokens before `start` (prefix hit), which the slot's history must hold for penalties; else ().
+    num_prompt_tokens, num_output_tokens: of the request before this step; pending ones count as output.
+    """
+
+    request_id: str
+    start: int
+    num_tokens: int
+    token_ids: Sequence[int] | None
+    block_table: np.ndarray
+    batch_slot: int
+    does_sample: bool
+    is_first: bool
+    context_token_ids: Sequence[int]
+    num_prompt_tokens: int
+    num_output_tokens: int
+    sampling: SamplingParams
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """One step. Rows of one token (decodes) come before longer chunks; each group is in the policy's order."""
+
+    step: int
+    rows: tuple[ScheduledRow, ...]
+    num_tokens: int
+    num_decode_rows: int
+    preempted_request_ids: tuple[str, ...] = ()
+
+    @property
+    def is_decode_only(self) -> bool:
+        return self.num_decode_rows == len(self.rows)
+
+
+class TokenLogprobs(NamedTuple):
+    """Log-probabilities at one position: of the token itself, its rank from 1, and the most probable ones, in descending order."""
+
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step sampled; every list is aligned with the schedule's rows.
+
+    token_ids: the sampled token; 0 where the row did not sample (look at `does_sample`).
+    is_finite: False where the row's logits held NaN or infinity: its token means nothing and the request has to end with an error.
+    logprobs, prompt_logprobs: None unless some row asked; None for rows that did not. Prompt log-probabilities are of tokens
+      start + 1 .. start + num_tokens that belong to the prompt.
+    """
+
+    token_ids: list[int]
+    is_finite: list[bool] | None = None
+    logprobs: list[TokenLogprobs | None] | None = None
+    prompt_logprobs: list[list[TokenLogprobs] | None] | None = None
