@@ -70,3 +70,8 @@ class ModelConfig:
     @property
     def attention_scale(self) -> float:
         return self.head_dim**-0.5
+
+    def window(self, layer_index: int) -> int | None:
+        """Tokens that a query of this layer sees, itself included; None: all before it."""
+        assert 0 <= layer_index < self.num_layers, "a layer of the model"
+        return self.sliding_window

@@ -1,0 +1,90 @@
+"""Rotary position embedding (Su et al. 2021), half-split as in Llama, with the ways to stretch it past the trained length."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sarathi_jax.models.config import RopeConfig
+
+
+class RopeAngles(NamedTuple):
+    """cos, sin: f32[T, D / 2], of each token's position."""
+
+    cos: jax.Array
+    sin: jax.Array
+
+
+def rope_angles(rope: RopeConfig, head_dim: int, positions: jax.Array, max_length: int) -> RopeAngles:
+    """Angles of positions i32[T].
+
+    max_length: the longest sequence, in tokens, that these angles are for. Only `dynamic` looks at it: its frequencies are those of a sequence of that
+      length, and stay what they are while a sequence grows, so that keys in the cache keep their meaning.
+    """
+    frequencies, scale = rope_frequencies(rope, head_dim, max_length)
+    angles = positions.astype(jnp.float32)[:, None] * jnp.asarray(frequencies, jnp.float32)[None, :]  # [T, D / 2]
+    return RopeAngles(jnp.cos(angles) * scale, jnp.sin(angles) * scale)
+
+
+def apply_rope(x: jax.Array, angles: RopeAngles) -> jax.Array:
+    """Rotate x [T, H, D]: element i is paired with element i + D / 2."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)  # [T, H, D / 2] each
+    cos, sin = angles.cos[:, None, :], angles.sin[:, None, :]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def rope_frequencies(rope: RopeConfig, head_dim: int, max_length: int) -> tuple[np.ndarray, float]:
+    """Radians per position, f64[D / 2], and the factor that cos and sin are multiplied by."""
+    match rope.kind:
+        case "default":
+            return _series(rope.theta, head_dim), 1.0
+        case "linear":
+            return _series(rope.theta, head_dim) / rope.factor, 1.0
+        case "dynamic":
+            return _dynamic(rope, head_dim, max_length), 1.0
+        case "llama3":
+            return _llama3(rope, head_dim), 1.0
+        case "yarn":
+            return _yarn(rope, head_dim)
+
+
+def _series(theta: float, head_dim: int) -> np.ndarray:
+    return theta ** -(np.arange(0, head_dim, 2) / head_dim)
+
+
+def _dynamic(rope: RopeConfig, head_dim: int, max_length: int) -> np.ndarray:
+    """NTK-aware: the base grows with the length, so that the longest wavelengths stretch and the shortest stay."""
+    if max_length <= rope.original_max_position:
+        return _series(rope.theta, head_dim)
+    stretch = rope.factor * max_length / rope.original_max_position - (rope.factor - 1)
+    return _series(rope.theta * stretch ** (head_dim / (head_dim - 2)), head_dim)
+
+
+def _llama3(rope: RopeConfig, head_dim: int) -> np.ndarray:
+    """Long wavelengths are stretched by `factor`, short ones kept, those between blended by how many turns fit the trained length."""
+    frequencies = _series(rope.theta, head_dim)
+    turns = rope.original_max_position * frequencies / (2 * math.pi)
+    kept = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    kept = np.clip(kept, 0.0, 1.0)
+    return frequencies * (kept + (1 - kept) / rope.factor)
+
+
+def _yarn(rope: RopeConfig, head_dim: int) -> tuple[np.ndarray, float]:
+    """YaRN (Peng et al. 2023): a linear ramp over dimensions between kept and stretched, and a temperature on the attention logits."""
+    frequencies = _series(rope.theta, head_dim)
+
+    def dimension_of(turns: float) -> float:
+        return head_dim * math.log(rope.original_max_position / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    low, high = dimension_of(rope.beta_fast), dimension_of(rope.beta_slow)
+    if rope.is_truncated:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    high = high + 0.001 if low == high else high  # the reference implementation's guard against an empty ramp
+    stretched = np.clip((np.arange(head_dim // 2) - low) / (high - low), 0.0, 1.0)
+    scale = rope.attention_factor
+    if scale is None:
+        scale = 0.1 * math.log(rope.factor) + 1.0 if rope.factor > 1 else 1.0
+    return frequencies * (1 - stretched) + frequencies / rope.factor * stretched, scale
