@@ -41,10 +41,7 @@ class CausalLM(nnx.Module):
             [DecoderLayer(config, index, rngs=rngs, dtype=dtype) for index in range(config.num_layers)]
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype)
-        self.head = None
-        if not config.is_head_tied:
-            shape = ((config.hidden_size,), (config.vocab_size,), ("embed",), ("vocab",))
-            self.head = Linear(*shape, rngs=rngs, dtype=dtype, out_dtype=jnp.float32)
+        self.head = None if config.is_head_tied else _head(config, rngs=rngs, dtype=dtype)
 
     def hidden_states(
         self, token_ids: jax.Array, positions: jax.Array, attend: Attend, *, max_length: int | None = None
@@ -69,6 +66,11 @@ class CausalLM(nnx.Module):
         if self.head is not None:
             return self.head(hidden)
         return DENSE.multiply(hidden, self.embedding.embedding[...].T, 1, jnp.dtype(jnp.float32))
+
+
+def _head(config: ModelConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype) -> Linear:
+    shape = ((config.hidden_size,), (config.vocab_size,), ("embed",), ("vocab",))
+    return Linear(*shape, rngs=rngs, dtype=dtype, out_dtype=jnp.dtype(jnp.float32))
 
 
 def causal_lm_logits(model: CausalLM, token_ids: jax.Array) -> jax.Array:
