@@ -1,0 +1,96 @@
+"""Typed fields of a model's configuration file: each one checked where it is read, each fault named with its file.
+
+Knows nothing of what the fields mean."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+from sarathi_jax.errors import ModelError
+
+# No size or token id of a model is larger: they become int32 on the device.
+MAX_INTEGER = 2**31 - 1
+MAX_QUOTED_CHARS = 80
+
+
+class ConfigFields:
+    """A JSON object of the file `path`, read field by field. `prefix` names it where it lies inside another one."""
+
+    def __init__(self, path: Path, values: Mapping[str, Any], prefix: str = "") -> None:
+        self.path = path
+        self._values = values
+        self._prefix = prefix
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._values
+
+    @property
+    def given_names(self) -> frozenset[str]:
+        """Names of the fields that are there and not null."""
+        return frozenset(name for name, value in self._values.items() if value is not None)
+
+    def get(self, name: str) -> object:
+        """A field as it stands in the file; None where it is not there."""
+        return self._values.get(name)
+
+    def integer(self, name: str, *, least: int = 1) -> int:
+        """A whole number that has to be there."""
+        value = self.integer_or_none(name, least=least)
+        return self.refuse(name, _integer_rule(least), remedy="add it") if value is None else value
+
+    def integer_or_none(self, name: str, absent: int | None = None, *, least: int = 1) -> int | None:
+        """A whole number; None where the file says null, `absent` where it says nothing."""
+        value = self._values.get(name, absent)
+        if value is None or _is_integer(value, least):
+            return value
+        return self.refuse(name, _integer_rule(least))
+
+    def number(self, name: str, absent: float | None = None, *, least: float | None = None, over: float = 0.0) -> float:
+        """A finite number > `over`, or >= `least` where that is given; `absent` where it is not there or null.
+
+        Without `absent` it has to be there."""
+        rule = f"must be a finite number {f'> {over:g}' if least is None else f'>= {least:g}'}"
+        value = self._values.get(name)
+        if value is None:
+            return self.refuse(name, rule, remedy="add it") if absent is None else absent
+        if type(value) not in (int, float) or abs(value) > 1e300 or not math.isfinite(value):
+            return self.refuse(name, rule)
+        return float(value) if (value > over if least is None else value >= least) else self.refuse(name, rule)
+
+    def boolean(self, name: str, absent: bool = False) -> bool:
+        """true or false; `absent` where it is not there or null."""
+        value = self._values.get(name)
+        if value is None:
+            return absent
+        return value if isinstance(value, bool) else self.refuse(name, "must be true or false")
+
+    def token_ids(self, name: str, absent: int | None, vocab_size: int) -> tuple[int, ...]:
+        """One token id, a list of them, or null for none; `absent` where the file says nothing."""
+        value = self._values.get(name, absent)
+        ids = cast("list[object]", value) if isinstance(value, list) else [] if value is None else [value]
+        if not all(_is_integer(each, 0, vocab_size - 1) for each in ids):
+            self.refuse(name, f"must be a token id below vocab_size={vocab_size}, a list of them, or null")
+        return tuple(dict.fromkeys(cast("list[int]", ids)))
+
+    def nested(self, name: str) -> "ConfigFields | None":
+        """An object inside this one; None where it is not there, null or empty."""
+        value = self._values.get(name)
+        if value is None or value == {}:
+            return None
+        if not isinstance(value, dict):
+            return self.refuse(name, "must be an object or null")
+        return ConfigFields(self.path, cast("dict[str, Any]", value), f"{self._prefix}{name}.")
+
+    def refuse(self, name: str, rule: str, *, remedy: str = "correct it, or fetch the file again") -> NoReturn:
+        """Raises: ModelError that names the file and the field, with the rule that it broke."""
+        got = "nothing" if name not in self._values else repr(self._values[name])[:MAX_QUOTED_CHARS]
+        raise ModelError(f"{self.path}: {self._prefix}{name} {rule}, got {got}: {remedy}.")
+
+
+def _is_integer(value: Any, least: int, most: int = MAX_INTEGER) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def _integer_rule(least: int) -> str:
+    return f"must be a whole number from {least} to {MAX_INTEGER}"
