@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sarathi_jax.outputs import TokenLogprobs
 from sarathi_jax.sampling_params import SamplingParams
 
 
@@ -54,14 +55,6 @@ class Schedule:
     @property
     def is_decode_only(self) -> bool:
         return self.num_decode_rows == len(self.rows)
-
-
-class TokenLogprobs(NamedTuple):
-    """Log-probabilities at one position: of the token itself, its rank from 1, and the most probable ones, in descending order."""
-
-    logprob: float
-    rank: int
-    top: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,113 @@
+"""The engine's options: checked once, here, before anything is loaded. Command-line flags are generated from these fields."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sarathi_jax.errors import ConfigError
+
+TOKEN_TILE = 128  # mixed buckets are multiples of this: GPU matrix products come in tiles of 128 rows
+
+
+def _field(default: Any, help_text: str) -> Any:
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Options of one engine.
+
+    Raises: ConfigError, from the constructor, if a value is out of range or two values disagree.
+    """
+
+    model: str = _field("demo", "demo, a folder in Hugging Face format, or a hub id")
+    mesh: str | None = _field(None, "devices by axis, as in tensor=4; unset: one device")
+    policy: str = _field("sarathi", "how batches are built")
+    token_budget: int = _field(512, "most tokens of one step, decodes included")
+    max_num_seqs: int = _field(128, "most requests that run at a time")
+    max_model_len: int | None = _field(
+        None, "most tokens of a request, prompt and output; unset: the model's own limit"
+    )
+    page_size: int = _field(16, "tokens of a KV page")
+    num_pages: int | None = _field(None, "KV pages; unset: what fits into memory")
+    memory_fraction: float = _field(0.9, "share of the device's memory to use, when num_pages is unset")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _field(
+        "auto", "of weights and KV; auto: the checkpoint's, float32 on CPU"
+    )
+    seed: int = _field(0, "of requests that bring none, and of dummy weights")
+    load_format: Literal["auto", "dummy"] = _field("auto", "dummy: random weights of the model's real shapes")
+    prefix_caching: bool = _field(True, "reuse the KV pages of prompts that begin alike")
+    overlap: bool = _field(True, "schedule the next step while the device runs this one")
+    max_num_partial_prefills: int | None = _field(
+        None, "most prompts in flight that are not yet whole; unset: no limit"
+    )
+    long_prefill_token_threshold: int | None = _field(None, "most tokens of one prompt in a step; unset: the budget")
+    head_of_line_blocking: bool = _field(
+        True, "a request that does not fit yet holds back those behind it (strict FCFS)"
+    )
+    preempt_every_steps: int | None = _field(None, "force a preemption every so many steps, to test recompute")
+    attention: str = _field("auto", "implementation of attention; auto: the best one for the device")
+    compile_cache: str | None = _field(
+        None, "folder that keeps compiled programs; unset: the user's cache folder; empty: none"
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("token_budget", "max_num_seqs", "page_size"):
+            _check_int(name, getattr(self, name), 1)
+        for name in (
+            "max_model_len",
+            "num_pages",
+            "max_num_partial_prefills",
+            "long_prefill_token_threshold",
+            "preempt_every_steps",
+        ):
+            if (value := getattr(self, name)) is not None:
+                _check_int(name, value, 1)
+        _check_int("seed", self.seed, 0)
+        if self.page_size & (self.page_size - 1):
+            raise ConfigError(
+                f"page_size={self.page_size} must be a power of two: kernels split positions by shifts. Use 16."
+            )
+        if self.token_budget < self.max_num_seqs:
+            raise ConfigError(
+                f"token_budget={self.token_budget} must be >= max_num_seqs={self.max_num_seqs}: every running request decodes one token"
+                " per step. Raise token_budget or lower max_num_seqs."
+            )
+        if (
+            isinstance(self.memory_fraction, bool)
+            or not isinstance(self.memory_fraction, int | float)
+            or not 0 < self.memory_fraction <= 1
+        ):
+            raise ConfigError(
+                f"memory_fraction={self.memory_fraction!r} must be above 0 and at most 1: it is a share of memory. Use 0.9."
+            )
+        for name, choices in (
+            ("dtype", ("auto", "float32", "bfloat16", "float16")),
+            ("load_format", ("auto", "dummy")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ConfigError(
+                    f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}: choose one of these."
+                )
+
+    @property
+    def mesh_shape(self) -> dict[str, int]:
+        """Axis name -> devices. Raises: ConfigError if `mesh` is not a list of axis=number."""
+        shape: dict[str, int] = {}
+        for part in (self.mesh or "").split(","):
+            axis, _, size = part.strip().partition("=")
+            if not part.strip():
+                continue
+            if axis not in MESH_AXES or not size.isdigit() or int(size) < 1 or axis in shape:
+                raise ConfigError(
+                    f"mesh must be axis=number, joined by commas, with axes {', '.join(MESH_AXES)}, got {self.mesh!r}: write tensor=2."
+                )
+            shape[axis] = int(size)
+        return shape
+
+
+MESH_AXES = ("tensor",)
+
+
+def _check_int(name: str, value: object, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ConfigError(f"{name}={value!r} must be a whole number, at least {low}: choose another value.")

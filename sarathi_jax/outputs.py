@@ -1,0 +1,82 @@
+"""What comes back from the engine, whatever door the request went in by. Times are seconds; docs/metrics.md defines them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+class TokenLogprobs(NamedTuple):
+    """Log-probabilities at one position: of the token itself, its rank from 1, and the most probable ones, in descending order."""
+
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestMetrics:
+    """When things happened to one sample of a request.
+
+    arrival_s: on the engine's clock.
+    scheduling_delay_s: arrival to first scheduled; None if it never was.
+    ttft_s: arrival to first token; None without one.
+    tbt_s: gaps between consecutive tokens; the first token has none.
+    e2e_s: arrival to the end.
+    """
+
+    arrival_s: float
+    scheduling_delay_s: float | None
+    ttft_s: float | None
+    tbt_s: list[float]
+    e2e_s: float
+    num_prefix_hit_tokens: int
+    num_preemptions: int
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionOutput:
+    """One sample.
+
+    finish_reason: "stop" (end of sequence, stop string or stop id), "length", "abort", or "error" (logits that were not finite).
+    stop_reason: the stop string or stop id that ended it; None for end of sequence and all else.
+    logprobs: one a token, if asked for.
+    """
+
+    index: int
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    stop_reason: str | int | None
+    logprobs: list[TokenLogprobs] | None
+    metrics: RequestMetrics
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOutput:
+    """A finished request.
+
+    prompt: its text, or None if it came as token ids.
+    prompt_logprobs: one a prompt token from the second on, with None for the first, if asked for.
+    """
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    prompt_logprobs: Sequence[TokenLogprobs | None] | None
+
+    @property
+    def metrics(self) -> RequestMetrics:
+        """Of the first sample."""
+        return self.outputs[0].metrics
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEvent:
+    """What a sample gained since the event before: text that no later token can change, and the tokens that came."""
+
+    text_delta: str
+    token_ids: list[int]
+    finish_reason: FinishReason | None = None
