@@ -1,0 +1,126 @@
+"""Run many requests through the engine: tokens per second, latencies, and what its steps were made of.
+
+Lengths are drawn from a distribution or read from a trace (CSV with columns arrival_s, prompt_tokens, output_tokens). Without a rate or a trace
+all requests arrive at once. Prompts are random token ids, and outputs go on past the end of sequence.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from sarathi_jax.cli.latency_report import latency_report, latency_table
+from sarathi_jax.cli.load import run_load
+from sarathi_jax.cli.model_options import add_model_arguments, engine_config, start_engine
+from sarathi_jax.cli.options import Parser, UsageError
+from sarathi_jax.cli.report import describe_run, run_report
+from sarathi_jax.cli.timeline import check_plotting, plot_timeline
+from sarathi_jax.cli.workload import (
+    DISTRIBUTIONS,
+    RequestShape,
+    Synthetic,
+    random_prompts,
+    read_trace,
+    with_poisson_arrivals,
+)
+from sarathi_jax.outputs import RequestOutput
+
+EXAMPLES = """  sarathi-jax bench throughput demo --num-requests 64
+  sarathi-jax bench throughput demo --lengths zipf --prompt-tokens 512 --output-tokens 64 --request-rate 20
+  sarathi-jax bench throughput demo --trace requests.csv --json --plot steps.png"""
+DEFAULTS = Synthetic()
+DEFAULT_NUM_REQUESTS = 64
+
+
+def add_arguments(parser: Parser) -> None:
+    add_model_arguments(parser)
+    group = parser.add_argument_group("workload")
+    group.add_argument(
+        "--num-requests", type=int, metavar="N", help="requests to send (default: 64, or all of the trace)"
+    )
+    group.add_argument("--lengths", choices=DISTRIBUTIONS, help="how lengths are drawn (default: fixed)")
+    group.add_argument("--prompt-tokens", type=int, metavar="N", help="the longest prompt (default: 128)")
+    group.add_argument("--output-tokens", type=int, metavar="N", help="the longest output (default: 64)")
+    group.add_argument(
+        "--zipf-theta", type=float, metavar="X", help="of zipf: higher has more short ones (default: 0.6)"
+    )
+    group.add_argument("--trace", type=Path, metavar="FILE", help="a CSV file: arrival_s,prompt_tokens,output_tokens")
+    group.add_argument(
+        "--request-rate",
+        type=float,
+        metavar="X",
+        help="Poisson arrivals a second, instead of all at once or the trace's",
+    )
+    group.add_argument(
+        "--workload-seed", type=int, default=0, metavar="N", help="of lengths, arrivals, prompts (default: 0)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the steps: when, and how many tokens")
+
+
+def run(args: argparse.Namespace) -> int:
+    config = engine_config(args)
+    shapes = workload(args)
+    if args.plot:
+        check_plotting(args.plot)
+    llm = start_engine(config)
+    run_load(llm, [RequestShape(0.0, 1, 2)], [[0]])  # the first steps of a process are slower than the rest
+    num_warm_records = len(llm.engine.records)
+    prompts = random_prompts([shape.num_prompt_tokens for shape in shapes], llm.vocab_size, args.workload_seed)
+    outputs = run_load(llm, shapes, prompts)
+    records = llm.engine.records[num_warm_records:]
+    report = {"model": config.model, **summarize(outputs), **run_report(records, llm.compile_ledger)}
+    print(json.dumps(report) if args.json else f"{describe(report)}\n{describe_run(records, llm.compile_ledger)}")
+    if args.plot:
+        plot_timeline(records, args.plot)
+    return 0
+
+
+def workload(args: argparse.Namespace) -> list[RequestShape]:
+    """What the options ask for, by arrival. Raises: ConfigError."""
+    if args.trace:
+        drawn = [
+            name
+            for name in ("lengths", "prompt_tokens", "output_tokens", "zipf_theta")
+            if getattr(args, name) is not None
+        ]
+        if drawn:
+            raise UsageError(f"--trace brings its own lengths: leave out --{drawn[0].replace('_', '-')}.")
+        shapes = read_trace(args.trace, args.num_requests)
+    else:
+        synthetic = Synthetic(
+            distribution=args.lengths or DEFAULTS.distribution,
+            max_prompt_tokens=DEFAULTS.max_prompt_tokens if args.prompt_tokens is None else args.prompt_tokens,
+            max_output_tokens=DEFAULTS.max_output_tokens if args.output_tokens is None else args.output_tokens,
+            zipf_theta=DEFAULTS.zipf_theta if args.zipf_theta is None else args.zipf_theta,
+        )
+        shapes = synthetic.draw(
+            DEFAULT_NUM_REQUESTS if args.num_requests is None else args.num_requests, args.workload_seed
+        )
+    return shapes if args.request_rate is None else with_poisson_arrivals(shapes, args.request_rate, args.workload_seed)
+
+
+def summarize(outputs: list[RequestOutput]) -> dict[str, Any]:
+    """Throughput from the first arrival to the last token, and latencies."""
+    metrics = [output.metrics for output in outputs]
+    duration_s = max(one.arrival_s + one.e2e_s for one in metrics) - min(one.arrival_s for one in metrics)
+    num_prompt_tokens = sum(len(output.prompt_token_ids) for output in outputs)
+    num_output_tokens = sum(len(sample.token_ids) for output in outputs for sample in output.outputs)
+    return {
+        "num_requests": len(outputs),
+        "num_prompt_tokens": num_prompt_tokens,
+        "num_output_tokens": num_output_tokens,
+        "duration_s": duration_s,
+        "output_tokens_per_s": num_output_tokens / duration_s,
+        "total_tokens_per_s": (num_prompt_tokens + num_output_tokens) / duration_s,
+        "latencies": latency_report(metrics),
+    }
+
+
+def describe(report: dict[str, Any]) -> str:
+    return (
+        f"{report['model']}: {report['num_requests']} requests, {report['num_prompt_tokens']} prompt tokens, "
+        f"{report['num_output_tokens']} output tokens in {report['duration_s']:.3f} s\n"
+        f"{report['output_tokens_per_s']:.1f} output tokens/s, {report['total_tokens_per_s']:.1f} with the prompts'\n"
+        f"{latency_table(report['latencies'])}"
+    )

@@ -1,0 +1,123 @@
+"""Report versions, devices and settings, and name what stands in the way of running here.
+
+Exit code 1 if anything it needs is missing or too old.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from sarathi_jax import __version__
+from sarathi_jax.cli.options import Parser
+
+EXAMPLES = """  sarathi-jax doctor
+  sarathi-jax doctor --json"""
+
+NEEDED = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "orbax-checkpoint",
+    "numpy",
+    "safetensors",
+    "tokenizers",
+    "jinja2",
+    "tqdm",
+    "huggingface-hub",
+)
+OPTIONAL = ("jax-triton", "triton", "jax-cuda12-plugin", "jax-cuda13-plugin", "llguidance", "matplotlib")
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    report = examine()
+    if args.json:
+        print(json.dumps(report))
+    else:
+        print_report(report)
+    return 1 if report["problems"] else 0
+
+
+def examine() -> dict[str, Any]:
+    """Everything the report says, as JSON."""
+    versions = {name: installed_version(name) for name in (*NEEDED, *OPTIONAL)}
+    report: dict[str, Any] = {
+        "sarathi_jax": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "num_cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "free_disk_bytes": shutil.disk_usage(".").free,
+        "versions": versions,
+        "environment": {name: value for name, value in os.environ.items() if name.startswith(("JAX_", "XLA_"))},
+        "devices": [],
+        "problems": find_problems(versions),
+    }
+    if versions["jax"]:
+        add_devices(report)
+    return report
+
+
+def installed_version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def find_problems(versions: dict[str, str | None]) -> list[str]:
+    """One sentence a problem, with its remedy."""
+    problems = [f"{name} is not installed: pip install sarathi-jax" for name in NEEDED if versions[name] is None]
+    jax_version = versions["jax"]
+    if jax_version and not (0, 11, 2) <= release(jax_version) < (0, 12):
+        problems.append(f"jax must be >= 0.11.2 and < 0.12, got {jax_version}: pip install 'jax>=0.11.2,<0.12'")
+    has_gpu_plugin = versions["jax-cuda12-plugin"] or versions["jax-cuda13-plugin"]
+    if has_gpu_plugin and versions["jax-triton"] is None:
+        problems.append("jax has its CUDA plugin but jax-triton is not installed: pip install 'sarathi-jax[cuda12]'")
+    return problems
+
+
+def release(text: str) -> tuple[int, ...]:
+    """ "0.11.2rc1" -> (0, 11, 2)"""
+    numbers = re.match(r"\d+(\.\d+)*", text)
+    return tuple(map(int, numbers[0].split("."))) if numbers else ()
+
+
+def add_devices(report: dict[str, Any]) -> None:
+    import jax  # here, so that `doctor` can say that it is missing and `--help` does not wait for it
+
+    try:
+        devices = jax.devices()
+    except RuntimeError as error:
+        report["problems"].append(f"jax finds no device: {' '.join(str(error).split())}")
+        return
+    for device in devices:
+        memory = device.memory_stats() or {}
+        report["devices"].append(
+            {
+                "id": device.id,
+                "platform": device.platform,
+                "kind": device.device_kind,
+                "memory_bytes": memory.get("bytes_limit"),
+            }
+        )
+
+
+def print_report(report: dict[str, Any]) -> None:
+    print(f"sarathi-jax {report['sarathi_jax']}, Python {report['python']}, {report['platform']}")
+    print(f"{report['num_cpus']} CPUs, {report['free_disk_bytes'] / 2**30:.1f} GiB free here")
+    for name, found in report["versions"].items():
+        print(f"  {name:<20}{found or '-'}")
+    for device in report["devices"]:
+        memory = f", {device['memory_bytes'] / 2**30:.1f} GiB" if device["memory_bytes"] else ""
+        print(f"device {device['id']}: {device['platform']} {device['kind']}{memory}")
+    for name, value in report["environment"].items():
+        print(f"{name}={value}")
+    print("\n".join(f"problem: {text}" for text in report["problems"]) or "nothing stands in the way")

@@ -1,0 +1,40 @@
+"""The part of the command line that every command with a model shares: which model, the engine's options, and starting the engine from them."""
+
+import argparse
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+from sarathi_jax.cli.options import Parser, UsageError, add_fields, given_fields
+from sarathi_jax.config import EngineConfig
+
+if TYPE_CHECKING:
+    from sarathi_jax.llm import LLM
+
+DEFAULT_MODEL = EngineConfig().model
+
+
+def add_model_arguments(parser: Parser) -> None:
+    """MODEL, or --model, and one flag a field of EngineConfig."""
+    text = f"demo, a folder, or a hub id (default: {DEFAULT_MODEL})"
+    parser.add_argument("model_word", nargs="?", metavar="MODEL", help=text)
+    parser.add_argument("--model", metavar="MODEL", help="the same, as a flag")
+    add_fields(parser, EngineConfig, "engine", skip=("model",))
+
+
+def engine_config(args: argparse.Namespace) -> EngineConfig:
+    """Which model and how to run it, checked before anything heavy is loaded.
+
+    Raises: ConfigError; UsageError if the model was named twice, differently."""
+    if args.model_word and args.model and args.model_word != args.model:
+        raise UsageError(f"MODEL must be named once, got {args.model_word} and --model {args.model}: leave one out.")
+    name = args.model_word or args.model or DEFAULT_MODEL
+    return EngineConfig(model=name, **given_fields(args, EngineConfig, skip=("model",)))
+
+
+def start_engine(config: EngineConfig) -> "LLM":
+    """The model, loaded and compiled. Raises: SarathiError."""
+    from sarathi_jax.llm import LLM  # here: jax takes over a second to import
+
+    return LLM(
+        config.model, **{field.name: getattr(config, field.name) for field in fields(config) if field.name != "model"}
+    )

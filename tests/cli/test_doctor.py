@@ -1,0 +1,44 @@
+"""The doctor's report, and the problems it names."""
+
+import json
+
+import pytest
+
+from sarathi_jax.cli.doctor import NEEDED, OPTIONAL, find_problems, release
+from sarathi_jax.cli.main import main
+
+HEALTHY: dict[str, str | None] = {**dict.fromkeys(NEEDED, "1.0"), **dict.fromkeys(OPTIONAL), "jax": "0.11.2"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"flax": None}, "flax is not installed: pip install sarathi-jax"),
+        ({"jax": "0.11.1"}, "jax must be >= 0.11.2 and < 0.12, got 0.11.1"),
+        ({"jax": "0.12.0"}, "jax must be >= 0.11.2 and < 0.12, got 0.12.0"),
+        ({"jax-cuda12-plugin": "0.11.2"}, "jax has its CUDA plugin but jax-triton is not installed"),
+    ],
+)
+def test_a_problem_is_named_with_its_remedy(changes: dict[str, str | None], text: str) -> None:
+    problems = find_problems(HEALTHY | changes)
+    assert len(problems) == 1
+    assert text in problems[0]
+    assert ": pip install " in problems[0]
+
+
+def test_nothing_is_wrong_with_a_healthy_machine() -> None:
+    assert find_problems(HEALTHY) == []
+    assert find_problems(HEALTHY | {"jax": "0.11.3"}) == []
+
+
+def test_release_reads_the_numbers_alone() -> None:
+    assert release("0.11.2.dev1") == (0, 11, 2)
+    assert release("0.12.0rc1") == (0, 12, 0)
+    assert release("unknown") == ()
+
+
+def test_the_report_is_one_json_object_with_devices(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["problems"] == []
+    assert [device["platform"] for device in report["devices"]] == ["cpu"] * 8
