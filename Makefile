@@ -12,6 +12,8 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 SOURCES := sarathi_jax kernels models serve tests benchmarks examples
 
+# Two installs side by side would write into one environment.
+.NOTPARALLEL:
 .PHONY: help demo test check format lint types layout nightly clean
 
 help:
@@ -50,22 +52,24 @@ clean:
 
 # ---- the environment ----
 
-$(VENV)/bin/python:
+# Made in one go or made again: an interrupted `venv` leaves a python without pip behind.
+$(VENV)/.made:
 	@python=$$(sh .ci/find-python $(PYTHON)) || exit 1; \
 	echo "making $(VENV) with $$python"; \
-	"$$python" -m venv $(VENV) || { echo "On Debian and Ubuntu, venv is a package of its own: apt install python3-venv" >&2; rm -rf $(VENV); exit 1; }
+	"$$python" -m venv $(VENV) || { echo "On Debian and Ubuntu, venv is a package of its own: apt install python3-venv" >&2; rm -rf $(VENV); exit 1; }; \
+	touch $@
 
-$(VENV)/.ready-demo: pyproject.toml | $(VENV)/bin/python
+$(VENV)/.ready-demo: pyproject.toml | $(VENV)/.made
 	@echo "installing sarathi-jax into $(VENV) (a minute the first time)"
 	@$(PIP_INSTALL) --editable .
 	@touch $@
 
-$(VENV)/.ready-test: pyproject.toml | $(VENV)/bin/python
-	@echo "installing sarathi-jax and what its tests need into $(VENV)"
+$(VENV)/.ready-test: pyproject.toml | $(VENV)/.made
+	@echo "installing sarathi-jax and what its tests need into $(VENV) (a minute the first time)"
 	@$(PIP_INSTALL) --editable '.[test]'
 	@touch $@ $(VENV)/.ready-demo
 
-$(VENV)/.ready-dev: pyproject.toml | $(VENV)/bin/python
-	@echo "installing sarathi-jax, its tests' needs and the development tools into $(VENV)"
+$(VENV)/.ready-dev: pyproject.toml | $(VENV)/.made
+	@echo "installing sarathi-jax, what its tests need and the development tools into $(VENV) (a minute the first time)"
 	@$(PIP_INSTALL) --editable '.[dev]'
 	@touch $@ $(VENV)/.ready-test $(VENV)/.ready-demo

@@ -1,9 +1,10 @@
-"""What every test runs under: the CPU with 8 devices, strict dtype promotion, no implicit rank promotion.
+"""What every test runs under: the CPU with 8 devices, strict dtype promotion, no implicit rank promotion, compiled programs kept between runs.
 
 All of it goes through the environment, which jax reads when it is first imported: tests of host code never import it.
 """
 
 import os
+from pathlib import Path
 
 from hypothesis import settings
 
@@ -12,6 +13,11 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# A second run compiles nothing anew. A size limit makes jax lock the folder, so that runs side by side don't read half an entry.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "jax"))
+os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2 * 2**30)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 # Compiling makes the first example of a property slow; the clock of a shared machine is no reason to fail one.
 settings.register_profile("test", deadline=None, derandomize=True)
