@@ -10,6 +10,8 @@ DEMO_NAME = "demo"
 DEMO_FOLDER = Path(__file__).parent.parent / "assets" / "demo"
 # Nothing else is ever fetched: no pickled weights, and no code.
 FETCHED_PATTERNS = ("*.safetensors", "*.json", "*.jinja")
+# The same weights once more, in their makers' own format.
+IGNORED_PATTERNS = ("consolidated*.safetensors", "original/*")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -49,7 +51,11 @@ def _fetch(hub_id: str) -> Path:
             f"{hub_id!r} is no folder here, and a hub id needs huggingface-hub, got none: pip install huggingface-hub."
         ) from error
     try:
-        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=list(FETCHED_PATTERNS)))
+        return Path(
+            huggingface_hub.snapshot_download(
+                hub_id, allow_patterns=list(FETCHED_PATTERNS), ignore_patterns=list(IGNORED_PATTERNS)
+            )
+        )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         reason = str(error).strip().splitlines()
         raise ModelNotFoundError(

@@ -18,6 +18,7 @@ from sarathi_jax.errors import ModelError, ModelNotFoundError
 MAX_HEADER_BYTES = 100_000_000
 MAX_TENSORS = 50_000
 MAX_DIMENSIONS = 8
+MAX_LISTED = 5
 LENGTH_BYTES = 8
 
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -121,12 +122,14 @@ def _check_entries(path: Path, header: dict[str, Any], data_bytes: int) -> dict[
                 f"{entry.begin} ({kind})",
             )
         position = entry.end
-        if position > data_bytes:
-            raise _wrong(
-                path,
-                f"tensor {entry.name!r} must end inside the file",
-                f"{position - data_bytes} bytes too few (truncated)",
-            )
+    if position > data_bytes:
+        cut = [repr(entry.name) for entry in entries if entry.end > data_bytes]
+        more = f" and {len(cut) - MAX_LISTED} more" if len(cut) > MAX_LISTED else ""
+        raise _wrong(
+            path,
+            f"tensor{'s' if len(cut) > 1 else ''} {', '.join(cut[:MAX_LISTED])}{more} must end inside the file",
+            f"{position - data_bytes} bytes too few (truncated)",
+        )
     if position != data_bytes:
         raise _wrong(path, "the last tensor must end where the file ends", f"{data_bytes - position} bytes after it")
     return {entry.name: entry for entry in entries}

@@ -11,6 +11,7 @@ from sarathi_jax.checkpoints.safetensors_file import SafetensorsFile, TensorEntr
 from sarathi_jax.errors import ModelError, ModelNotFoundError
 
 INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
 OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack", "*.gguf")
 
 
@@ -77,7 +78,9 @@ class SafetensorsFolder:
         return path
 
     def _open_all(self) -> dict[str, SafetensorsFile]:
-        paths = sorted(self.folder.glob("*.safetensors"))
+        single = self.folder / SINGLE_NAME
+        # Beside a whole model there may be the same one again in its makers' own format.
+        paths = [single] if single.exists() else sorted(self.folder.glob("*.safetensors"))
         if not paths:
             raise self._no_weights()
         file_of: dict[str, SafetensorsFile] = {}

@@ -153,6 +153,12 @@ BROKEN_HEADERS: list[Any] = [
         id="truncated",
     ),
     pytest.param(
+        {name: entry(4 * rank, 4 * rank + 4, (1,)) for rank, name in enumerate("abcdefgh")},
+        bytes(6),
+        r"tensors 'b', 'c', 'd', 'e', 'f' and 2 more must end inside the file, got 26 bytes too few",
+        id="truncated in many tensors",
+    ),
+    pytest.param(
         {"a": F32_4}, bytes(17), "the last tensor must end where the file ends, got 1 bytes after it", id="bytes after"
     ),
 ]

@@ -39,6 +39,12 @@ def test_shards_without_an_index_are_joined_too(tmp_path: Path) -> None:
     assert SafetensorsFolder(tmp_path).names == ("a", "b", "unlisted")
 
 
+def test_a_whole_model_stands_for_itself_whatever_lies_beside_it(tmp_path: Path) -> None:
+    save_file({"a": A}, tmp_path / "model.safetensors")
+    save_file({"layers.0.a": A, "a": B}, tmp_path / "consolidated.safetensors")
+    assert (SafetensorsFolder(tmp_path).names, SafetensorsFolder(tmp_path).shape("a")) == (("a",), (2, 3))
+
+
 def test_a_tensor_in_two_files_is_named(tmp_path: Path) -> None:
     for name in ("x", "y"):
         save_file({"a": A}, tmp_path / f"{name}.safetensors")

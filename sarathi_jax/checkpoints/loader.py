@@ -1,0 +1,123 @@
+"""Weights onto devices: from a model folder, block by block, each device's shard read alone; or made up at random.
+
+A file is only mapped: what passes through the host's memory at a time is one shard of one parameter or two. Which
+tensors make which parameter is `sarathi_jax.models`' knowledge."""
+
+import zlib
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from sarathi_jax.checkpoints.tensor_check import check_tensors
+from sarathi_jax.checkpoints.tensor_folder import SafetensorsFolder, TensorSource
+from sarathi_jax.errors import ModelError
+from sarathi_jax.models import param_sources
+from sarathi_jax.models.config import ModelConfig
+from sarathi_jax.models.weights import Index, ParamSource
+
+DUMMY_STDDEV = 0.02
+NORM_SUFFIX = ".scale"
+
+type Parameters = Mapping[str, jax.ShapeDtypeStruct]
+
+
+def load_params(
+    folder: Path | str, config: ModelConfig, parameters: Parameters, *, progress: bool = False
+) -> dict[str, jax.Array]:
+    """Read all parameters of a model from its folder.
+
+    Args:
+      folder: a Hugging Face model folder with safetensors weights.
+      config: its configuration.
+      parameters: path -> shape, dtype and sharding to have; without a sharding it goes to the first device. Values are
+        converted to that dtype on the host.
+      progress: show a bar of bytes on standard error.
+    Returns: path -> array, in the order of `parameters`.
+    Raises: ModelNotFoundError without weights; ModelError if a file is damaged, if the tensors are not those that the
+      configuration asks for, or if the dtype can't hold a value."""
+    sources = param_sources(config)
+    assert sources.keys() == parameters.keys(), "parameters must be those of the configuration's model"
+    tensors = SafetensorsFolder(folder)
+    check_tensors(tensors.folder, tensors.entries, sources, is_head_tied=config.is_head_tied)
+    arrays: dict[str, jax.Array] = {}
+    last: jax.Array | None = None
+    num_bytes = sum(_num_bytes(struct) for struct in parameters.values())
+    with tqdm(total=num_bytes, desc="weights", unit="B", unit_scale=True, disable=not progress) as bar:
+        for path, struct in parameters.items():
+            arrays[path] = _load_param(path, sources[path], struct, tensors)
+            if last is not None:  # the next read overlaps this copy, and no more than two wait in host memory
+                last.block_until_ready()
+            last = arrays[path]
+            bar.update(_num_bytes(struct))
+    return jax.block_until_ready(arrays)
+
+
+def dummy_params(parameters: Parameters, seed: int = 0) -> dict[str, jax.Array]:
+    """Random weights, made on the devices shard by shard: norms are 1, all else is normal with deviation 0.02.
+
+    Args:
+      parameters: as `load_params` takes them.
+      seed: a path's values depend on it and on the path alone, not on the sharding.
+    Returns: path -> array, in the order of `parameters`."""
+    key = jax.random.key(seed)
+    return {
+        path: _generator(path.endswith(NORM_SUFFIX), struct.shape, struct.dtype, _sharding(struct))(
+            jax.random.fold_in(key, zlib.crc32(path.encode()))
+        )
+        for path, struct in parameters.items()
+    }
+
+
+@lru_cache(maxsize=256)
+def _generator(
+    is_norm: bool, shape: tuple[int, ...], dtype: Any, sharding: jax.sharding.Sharding
+) -> Callable[[jax.Array], jax.Array]:
+    """One compiled program for all parameters that look alike: models have dozens of layers."""
+
+    def generate(key: jax.Array) -> jax.Array:
+        if is_norm:
+            return jnp.ones(shape, dtype)
+        return jax.random.normal(key, shape, dtype) * jnp.asarray(DUMMY_STDDEV, dtype)
+
+    return jax.jit(generate, out_shardings=sharding)
+
+
+def _load_param(path: str, source: ParamSource, struct: jax.ShapeDtypeStruct, tensors: TensorSource) -> jax.Array:
+    assert struct.shape == source.shape, f"{path} must have shape {source.shape}, got {struct.shape}"
+    blocks: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
+
+    def read_shard(index: Index | None) -> np.ndarray:
+        assert index is not None, "every device holds some block"
+        bounds = tuple(each.indices(size)[:2] for each, size in zip(index, struct.shape, strict=True))
+        if bounds not in blocks:  # several devices may hold the same block
+            block = source.read_block(tensors.read, tuple(slice(*each) for each in bounds))
+            blocks[bounds] = _convert(path, block, np.dtype(struct.dtype))
+        return blocks[bounds]
+
+    return jax.make_array_from_callback(struct.shape, _sharding(struct), read_shard, dtype=struct.dtype)
+
+
+def _convert(path: str, block: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    """A copy of its own, so that no array on a device can be a view of the file."""
+    with np.errstate(over="ignore"):
+        converted = np.array(block, dtype=dtype, order="C")
+    if jnp.finfo(dtype).max < jnp.finfo(block.dtype).max and np.isinf(converted).any() and not np.isinf(block).any():
+        raise ModelError(
+            f"{path} must fit into {dtype}, got values up to {float(np.max(np.abs(block))):g}: load it as bfloat16 or"
+            " float32."
+        )
+    return converted
+
+
+def _sharding(struct: jax.ShapeDtypeStruct) -> jax.sharding.Sharding:
+    return struct.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+def _num_bytes(struct: jax.ShapeDtypeStruct) -> int:
+    return struct.size * np.dtype(struct.dtype).itemsize

@@ -1,0 +1,52 @@
+"""Whether a folder's tensors are the ones that a model is made of: all that is wrong, in one error."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from sarathi_jax.checkpoints.safetensors_file import TensorEntry
+from sarathi_jax.errors import ModelError
+from sarathi_jax.models.weights import ParamSource
+
+MAX_LISTED = 5
+FLOAT_NAMES = ("float64", "float32", "bfloat16", "float16")
+HEAD_NAME = "lm_head.weight"
+# Buffers that old checkpoints saved along; they follow from the configuration.
+HARMLESS_SUFFIXES = (".rotary_emb.inv_freq",)
+
+
+def check_tensors(
+    folder: Path, entries: Mapping[str, TensorEntry], sources: Mapping[str, ParamSource], *, is_head_tied: bool
+) -> None:
+    """Hold a folder's tensors against those that the model's parameters are made of.
+
+    A tied head's own tensor is ignored, and so are buffers that follow from the configuration.
+
+    Raises: ModelError that lists up to 5 of the tensors that are missing, misshapen, of another kind, or extra."""
+    expected = {spec.name: spec.shape for source in sources.values() for spec in source.tensors}
+    faults = [*_wrong_tensors(entries, expected), *_extra_tensors(entries, expected, is_head_tied=is_head_tied)]
+    if faults:
+        more = f"; and {len(faults) - MAX_LISTED} more" if len(faults) > MAX_LISTED else ""
+        raise ModelError(
+            f"{folder}: the weights must be those that config.json describes, got {'; '.join(faults[:MAX_LISTED])}{more}:"
+            " fetch the folder again, or correct config.json."
+        )
+
+
+def _wrong_tensors(entries: Mapping[str, TensorEntry], expected: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    for name, shape in expected.items():
+        entry = entries.get(name)
+        if entry is None:
+            yield f"no {name}{list(shape)}"
+        elif entry.shape != shape:
+            yield f"{name}{list(entry.shape)} in place of {list(shape)}"
+        elif entry.dtype.name not in FLOAT_NAMES:
+            yield f"{name} of {entry.dtype.name} in place of {', '.join(FLOAT_NAMES)}"
+
+
+def _extra_tensors(
+    entries: Mapping[str, TensorEntry], expected: Mapping[str, tuple[int, ...]], *, is_head_tied: bool
+) -> Iterator[str]:
+    for name, entry in sorted(entries.items()):
+        is_harmless = name.endswith(HARMLESS_SUFFIXES) or (is_head_tied and name == HEAD_NAME)
+        if name not in expected and not is_harmless:
+            yield f"extra {name}{list(entry.shape)}"
