@@ -1,0 +1,79 @@
+"""The fixed shapes that steps are padded to, so that nothing compiles while requests are served.
+
+A bucket is (tokens T, rows S, variant). Decode-only buckets have T = S, powers of two; mixed ones multiples of 128 up to the token budget, which always is
+a bucket itself, and one of 32 tokens for short prompts on an idle engine. Variants differ in what happens to the logits:
+
+    greedy   argmax alone
+    sample   temperature, top-k, top-p, min-p and a draw
+    full     all that, after penalties, biases, masks and minimum length; with log-probabilities of outputs and prompts
+
+Any variant serves the rows of the ones before it. `full` is compiled for every second shape only: fewer programs, for requests that are rare.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from sarathi_jax.config import TOKEN_TILE
+
+SMALL_MIXED = 32
+
+
+class Variant(IntEnum):
+    """What a step does with the logits; a larger one does all that a smaller one does."""
+
+    GREEDY = 0
+    SAMPLE = 1
+    FULL = 2
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Bucket:
+    """A step's shape: num_tokens T, num_rows S. In a decode-only bucket every row is one token."""
+
+    num_tokens: int
+    num_rows: int
+    is_decode_only: bool
+    variant: Variant
+
+    @property
+    def name(self) -> str:
+        return f"{'decode' if self.is_decode_only else 'mixed'} {self.num_tokens}x{self.num_rows} {self.variant.name.lower()}"
+
+
+class BucketTable:
+    """All buckets of an engine, and the choice among them."""
+
+    def __init__(self, token_budget: int, max_num_seqs: int) -> None:
+        decode_sizes = _powers_of_two(max_num_seqs)
+        mixed_sizes = sorted(
+            {*range(TOKEN_TILE, token_budget, TOKEN_TILE), min(SMALL_MIXED, token_budget), token_budget}
+        )
+        self.buckets: tuple[Bucket, ...] = tuple(
+            Bucket(size, min(size, max_num_seqs), is_decode_only, variant)
+            for is_decode_only, sizes in ((True, decode_sizes), (False, mixed_sizes))
+            for variant in Variant
+            for size in (_every_second(sizes) if variant is Variant.FULL else sizes)
+        )
+
+    def choose(self, num_tokens: int, num_rows: int, *, is_decode_only: bool, variant: Variant) -> Bucket:
+        """The smallest bucket that holds a step. A decode-only step may not take a mixed one, nor the other way round."""
+        for bucket in self.buckets:
+            if (
+                bucket.is_decode_only == is_decode_only
+                and bucket.variant == variant
+                and bucket.num_tokens >= num_tokens
+                and bucket.num_rows >= num_rows
+            ):
+                return bucket
+        raise AssertionError(f"a schedule of {num_tokens} tokens in {num_rows} rows is larger than the largest bucket")
+
+
+def _powers_of_two(last: int) -> list[int]:
+    sizes = [1]
+    while sizes[-1] < last:
+        sizes.append(min(2 * sizes[-1], last))
+    return sizes
+
+
+def _every_second(sizes: list[int]) -> list[int]:
+    return sizes[::-2][::-1]  # the largest one stays

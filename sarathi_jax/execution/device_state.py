@@ -1,0 +1,150 @@
+"""What lives on the devices between steps, all of it donated to each step and rebound to what comes back: KV pages, and the state of batch slots.
+
+A batch slot belongs to one request while it runs. Its last sampled token feeds the next step without a detour through the host; what else it holds is read only
+by the `full` variant (penalties and masks), and set up by `set_slot` when such a request is admitted.
+"""
+
+from collections.abc import Mapping
+from itertools import accumulate
+from math import prod
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from sarathi_jax.execution.packing import Geometry, PackedField
+from sarathi_jax.models import ModelConfig
+from sarathi_jax.sampling_params import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, SamplingParams
+
+MAX_STOP_IDS = 2 * MAX_STOP_TOKEN_IDS  # the request's own and the model's end-of-sequence ids
+
+
+class SlotState(NamedTuple):
+    """One row a batch slot, n = max_num_seqs.
+
+    last_tokens: i32[n], sampled last. history: i32[n, max_model_len + 1], tokens by position; kept by `full` steps alone.
+    bias_ids: i32[n, MAX_LOGIT_BIAS] (V: none), bias_values: f32, alike. allowed_bits: u32[n, ceil(V / 32)]. stop_ids: i32[n, MAX_STOP_IDS] (V: none).
+    """
+
+    last_tokens: jax.Array
+    history: jax.Array
+    bias_ids: jax.Array
+    bias_values: jax.Array
+    allowed_bits: jax.Array
+    stop_ids: jax.Array
+
+
+class DeviceState(NamedTuple):
+    """k_pages, v_pages: one [P * B, K, D] a layer."""
+
+    k_pages: tuple[jax.Array, ...]
+    v_pages: tuple[jax.Array, ...]
+    slots: SlotState
+
+
+def abstract_state(config: ModelConfig, geometry: Geometry, dtype: jnp.dtype, mesh: jax.sharding.Mesh) -> DeviceState:
+    """Shapes and shardings of the state: KV cut over KV heads, slots on every device."""
+    pages: Any = jax.ShapeDtypeStruct(
+        (geometry.num_slots, config.num_kv_heads, config.head_dim),
+        dtype,
+        sharding=NamedSharding(mesh, PartitionSpec(None, "tensor", None)),
+    )
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def slot_array(*shape: int, dtype: type = jnp.int32) -> Any:
+        return jax.ShapeDtypeStruct((geometry.max_num_seqs, *shape), dtype, sharding=everywhere)
+
+    slots = SlotState(
+        last_tokens=slot_array(),
+        history=slot_array(geometry.max_model_len + 1),
+        bias_ids=slot_array(MAX_LOGIT_BIAS),
+        bias_values=slot_array(MAX_LOGIT_BIAS, dtype=jnp.float32),
+        allowed_bits=slot_array(_num_words(geometry.vocab_size), dtype=jnp.uint32),
+        stop_ids=slot_array(MAX_STOP_IDS),
+    )
+    layers = (pages,) * config.num_layers
+    return DeviceState(layers, layers, slots)
+
+
+def make_state(abstract: DeviceState) -> DeviceState:
+    """Empty pages and idle slots, as a function to compile ahead of time. Zeros, not garbage: what attention skips must be finite."""
+    return jax.tree.map(lambda struct: jnp.zeros(struct.shape, struct.dtype), abstract)
+
+
+def kv_bytes_per_page(config: ModelConfig, page_size: int, itemsize: int, tensor_parallel: int) -> int:
+    """Bytes of a page over all layers, keys and values, on one device."""
+    return 2 * config.num_layers * page_size * config.num_kv_heads * config.head_dim * itemsize // tensor_parallel
+
+
+def set_slot(slots: SlotState, packed: jax.Array) -> SlotState:
+    """Set up the slot of a request that `full` steps serve. packed: i32, as `pack_slot` lays it out."""
+    num_history, num_words = slots.history.shape[1], slots.allowed_bits.shape[1]
+    parts = {
+        name: packed[field.offset : field.offset + field.size]
+        for name, field in slot_fields(num_history, num_words).items()
+    }
+    slot = parts["slot"][0]
+    return SlotState(
+        slots.last_tokens,
+        slots.history.at[slot].set(parts["history"]),
+        slots.bias_ids.at[slot].set(parts["bias_ids"]),
+        slots.bias_values.at[slot].set(jax.lax.bitcast_convert_type(parts["bias_values"], jnp.float32)),
+        slots.allowed_bits.at[slot].set(jax.lax.bitcast_convert_type(parts["allowed_bits"], jnp.uint32)),
+        slots.stop_ids.at[slot].set(parts["stop_ids"]),
+    )
+
+
+def slot_fields(num_history: int, num_words: int) -> Mapping[str, PackedField]:
+    """Name -> place in `pack_slot`'s array."""
+    shapes = {
+        "slot": (1,),
+        "history": (num_history,),
+        "bias_ids": (MAX_LOGIT_BIAS,),
+        "bias_values": (MAX_LOGIT_BIAS,),
+        "allowed_bits": (num_words,),
+        "stop_ids": (MAX_STOP_IDS,),
+    }
+    offsets = accumulate((prod(shape) for shape in shapes.values()), initial=0)
+    return {name: PackedField(offset, shape) for (name, shape), offset in zip(shapes.items(), offsets, strict=False)}
+
+
+def slot_size(geometry: Geometry) -> int:
+    """int32 words of `pack_slot`'s array."""
+    fields = slot_fields(geometry.max_model_len + 1, _num_words(geometry.vocab_size))
+    return sum(field.size for field in fields.values())
+
+
+def pack_slot(
+    slot: int, context: np.ndarray, sampling: SamplingParams, eos_token_ids: tuple[int, ...], geometry: Geometry
+) -> np.ndarray:
+    """One request's slot state for `set_slot`.
+
+    Args:
+      slot: its batch slot.
+      context: i32, tokens before the first chunk (a prefix hit), which no step will write into the history.
+    """
+    fields = slot_fields(geometry.max_model_len + 1, _num_words(geometry.vocab_size))
+    packed = np.zeros(slot_size(geometry), np.int32)
+    views = {name: packed[field.offset : field.offset + field.size] for name, field in fields.items()}
+    views["slot"][0] = slot
+    views["history"][: len(context)] = context
+    views["bias_ids"][:] = geometry.vocab_size
+    if sampling.logit_bias:
+        views["bias_ids"][: len(sampling.logit_bias)] = list(sampling.logit_bias)
+        views["bias_values"].view(np.float32)[: len(sampling.logit_bias)] = list(sampling.logit_bias.values())
+    allowed = views["allowed_bits"].view(np.uint32)
+    if sampling.allowed_token_ids is None:
+        allowed[:] = 0xFFFFFFFF
+    else:
+        ids = np.array(sampling.allowed_token_ids, np.uint32)
+        np.bitwise_or.at(allowed, ids // 32, np.uint32(1) << (ids % 32))
+    stop_ids = [*dict.fromkeys((*eos_token_ids, *sampling.stop_token_ids))][:MAX_STOP_IDS]
+    views["stop_ids"][:] = geometry.vocab_size
+    views["stop_ids"][: len(stop_ids)] = stop_ids
+    return packed
+
+
+def _num_words(vocab_size: int) -> int:
+    return -(-vocab_size // 32)

@@ -1,0 +1,129 @@
+"""Compiling every program of an engine ahead of time, several at once, with a bar; and keeping them on disk for the next start."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+from sarathi_jax.errors import ConfigError
+from sarathi_jax.execution.buckets import Bucket
+from sarathi_jax.execution.compile_ledger import CompileLedger, watch_cache
+from sarathi_jax.execution.device_state import DeviceState, abstract_state, make_state, set_slot, slot_size
+from sarathi_jax.execution.packing import Geometry, packed_size
+from sarathi_jax.execution.step_program import make_step
+from sarathi_jax.sharding.model_state import ModelState
+
+Compiled = Callable[..., Any]
+MAX_COMPILE_THREADS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Programs:
+    """The compiled programs. steps: by bucket. make_state: () -> DeviceState. set_slot: (slots, packed) -> slots."""
+
+    steps: dict[Bucket, Compiled]
+    make_state: Compiled
+    set_slot: Compiled
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramBuilder:
+    """What the programs of one engine are compiled from."""
+
+    model_state: ModelState
+    geometry: Geometry
+    mesh: jax.sharding.Mesh
+    attention: Callable[..., jax.Array]
+    dtype: jnp.dtype
+    ledger: CompileLedger
+
+    def compile_all(self, buckets: Sequence[Bucket], *, progress: bool) -> Programs:
+        """Compile all programs; raises what the compiler raises."""
+        with (
+            ThreadPoolExecutor(min(os.cpu_count() or 1, MAX_COMPILE_THREADS), "compile") as pool,
+            tqdm(total=len(buckets), desc="compile", unit="program", disable=not progress) as bar,
+        ):
+
+            def compile_step(bucket: Bucket) -> Compiled:
+                compiled = self.compile_step(bucket)
+                bar.update()
+                return compiled
+
+            # The largest first: the pool ends together.
+            order = sorted(buckets, key=lambda bucket: (bucket.num_tokens, bucket.variant), reverse=True)
+            helpers = pool.submit(self._compile_make_state), pool.submit(self._compile_set_slot)
+            steps = dict(zip(order, pool.map(compile_step, order), strict=True))
+            return Programs(steps, helpers[0].result(), helpers[1].result())
+
+    def compile_step(self, bucket: Bucket) -> Compiled:
+        """Compile one bucket's step."""
+        state = self._state()
+        step = make_step(self.model_state, bucket, self.geometry, self.mesh, self.attention)
+        packed = self._replicated(packed_size(bucket, self.geometry.blocks_per_row))
+        jitted = jax.jit(step, donate_argnums=1, out_shardings=(_shardings(state), packed.sharding))
+        arguments = tuple(self.model_state.parameters.values()), state, packed
+        return self._compile(bucket.name, (bucket.num_tokens, bucket.num_rows), jitted, arguments)
+
+    def _compile_make_state(self) -> Compiled:
+        state = self._state()
+        return self._compile(
+            "make state", (0, 0), jax.jit(lambda: make_state(state), out_shardings=_shardings(state)), ()
+        )
+
+    def _compile_set_slot(self) -> Compiled:
+        slots = self._state().slots
+        jitted = jax.jit(set_slot, donate_argnums=0, out_shardings=_shardings(slots))
+        return self._compile("set slot", (0, 0), jitted, (slots, self._replicated(slot_size(self.geometry))))
+
+    def _compile(self, name: str, shape: tuple[int, int], jitted: Any, arguments: tuple[Any, ...]) -> Compiled:
+        started = time.perf_counter()
+        with watch_cache() as is_cache_hit:
+            compiled = jitted.lower(*arguments).compile()
+        memory = compiled.memory_analysis()
+        temp_bytes = memory.temp_size_in_bytes if memory else 0
+        seconds = time.perf_counter() - started
+        self.ledger.record(name, shape, seconds, temp_bytes, is_cache_hit=is_cache_hit[0])
+        return compiled
+
+    def _state(self) -> DeviceState:
+        return abstract_state(self.model_state.config, self.geometry, self.dtype, self.mesh)
+
+    def _replicated(self, size: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((size,), jnp.int32, sharding=NamedSharding(self.mesh, PartitionSpec()))
+
+
+def _shardings(tree: Any) -> Any:
+    return jax.tree.map(lambda struct: struct.sharding, tree)
+
+
+def use_compile_cache(folder: str | None) -> None:
+    """Keep compiled programs in a folder that only its owner can read, since what is loaded from it is run.
+
+    Args:
+      folder: None is the user's cache folder, "" none at all. A cache that the process already has is left as it is.
+    Raises: ConfigError if the folder can't be made, or belongs to someone else.
+    """
+    if folder == "" or jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
+        return
+    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    path = Path(folder) if folder else cache_home / "sarathi-jax" / "compiled"
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path.stat().st_uid != os.getuid():
+            raise PermissionError("it belongs to another user")
+        path.chmod(0o700)
+    except OSError as error:
+        raise ConfigError(
+            f"compile_cache must be a folder of your own, got {path} ({error}): choose another, or pass ''."
+        ) from error
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -1,0 +1,199 @@
+"""The program of one step: embed, layers over paged KV, the rows that need logits, head, sampling; one jit, one array in, one small array out.
+
+`docs/shapes.md` has the letters. The step knows nothing of requests: it sees tokens, rows and pages. Attention and KV writes run inside `shard_map` over `tensor`,
+each device on its own heads: kernels can't be partitioned, and a silent all-gather of the cache would be the price of trying.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from sarathi_jax.execution import logit_controls
+from sarathi_jax.execution.buckets import Bucket, Variant
+from sarathi_jax.execution.device_state import DeviceState, SlotState
+from sarathi_jax.execution.packing import Geometry, packed_fields
+from sarathi_jax.execution.sampling import Sampled, greedy, sample, unpack_sampling_rows
+from sarathi_jax.execution.step_output import LOGPROB_WORDS
+from sarathi_jax.execution.token_logprobs import top_logprobs
+from sarathi_jax.kernels.kv_write import write_kv
+from sarathi_jax.models import CausalLM, ModelConfig
+from sarathi_jax.models.attention import Attend
+from sarathi_jax.models.rope import RopeAngles, apply_rope
+from sarathi_jax.sharding.model_state import ModelState
+
+Inputs = Mapping[str, jax.Array]
+
+
+def unpack(packed: jax.Array, bucket: Bucket, blocks_per_row: int) -> Inputs:
+    """The fields of a packed array, by name."""
+    return {
+        name: packed[field.offset : field.offset + field.size].reshape(field.shape)
+        for name, field in packed_fields(bucket, blocks_per_row).items()
+    }
+
+
+def make_step(
+    model_state: ModelState,
+    bucket: Bucket,
+    geometry: Geometry,
+    mesh: jax.sharding.Mesh,
+    attention: Callable[..., jax.Array],
+) -> Callable[[tuple[jax.Array, ...], DeviceState, jax.Array], tuple[DeviceState, jax.Array]]:
+    """The step of one bucket, to be jitted with the state donated.
+
+    Returns: (params, state, packed) -> (state, out). out: i32[S * 2], sampled token ids, then whether each row's logits were finite; in the `full` variant
+      followed by LOGPROB_WORDS for each row, and for each of T asked-for prompt tokens, floats as their bits.
+    """
+
+    def step(params: tuple[jax.Array, ...], state: DeviceState, packed: jax.Array) -> tuple[DeviceState, jax.Array]:
+        model = model_state.merge(params)
+        inputs = unpack(packed, bucket, geometry.blocks_per_row)
+        pages = list(state.k_pages), list(state.v_pages)
+        attend = _paged_attend(model.config, inputs, pages, bucket, geometry, mesh, attention)
+        hidden = model.hidden_states(
+            _input_tokens(inputs, state.slots), inputs["positions"], attend, max_length=geometry.max_model_len
+        )
+        last_rows = jnp.maximum(inputs["cu_q_lens"][1:] - 1, 0)
+        logits = model.logits(hidden.at[last_rows].get(mode="clip"))  # [S, V]
+        slots, out = _sample(model, logits, hidden, inputs, state.slots, bucket.variant)
+        return DeviceState(tuple(pages[0]), tuple(pages[1]), slots), out
+
+    return step
+
+
+def _input_tokens(inputs: Inputs, slots: SlotState) -> jax.Array:
+    """Token ids i32[T]: from the host, or, for pending rows, what the device sampled last. Pending rows are of one token: row s is token s."""
+    num_rows = inputs["is_pending"].shape[0]
+    sampled = slots.last_tokens.at[inputs["batch_slots"]].get(mode="clip")
+    first = jnp.where(inputs["is_pending"] == 1, sampled, inputs["token_ids"][:num_rows])
+    return inputs["token_ids"].at[:num_rows].set(first)
+
+
+def _paged_attend(
+    config: ModelConfig,
+    inputs: Inputs,
+    pages: tuple[list[jax.Array], list[jax.Array]],
+    bucket: Bucket,
+    geometry: Geometry,
+    mesh: jax.sharding.Mesh,
+    attention: Callable[..., jax.Array],
+) -> Attend:
+    """Attention over pages. `pages` is rebound layer by layer: after the model ran, it holds the new ones."""
+    k_pages, v_pages = pages
+    rows = inputs["kv_lens"], inputs["block_tables"], inputs["cu_q_lens"], inputs["num_decode_rows"][0]
+
+    def one_device(window: int | None, q: Any, k: Any, v: Any, k_page: Any, v_page: Any, slots: Any, *rows: Any) -> Any:
+        k_page, v_page = write_kv(k_page, v_page, k, v, slots)
+        out = attention(
+            q,
+            k_page,
+            v_page,
+            *rows,
+            page_size=geometry.page_size,
+            scale=config.attention_scale,
+            window=window,
+            soft_cap=None,
+            is_decode_only=bucket.is_decode_only,
+        )
+        return out, k_page, v_page
+
+    heads, everywhere = PartitionSpec(None, "tensor", None), PartitionSpec()
+    specs = ((heads,) * 5 + (everywhere,) * (1 + len(rows)), (heads,) * 3)
+
+    def attend(layer_index: int, q: jax.Array, k: jax.Array, v: jax.Array, angles: RopeAngles) -> jax.Array:
+        on_heads = partial(one_device, config.window(layer_index))
+        if mesh.size > 1:
+            on_heads = jax.shard_map(on_heads, mesh=mesh, in_specs=specs[0], out_specs=specs[1], check_vma=False)
+        q, k = apply_rope(q, angles), apply_rope(k, angles)
+        out, k_pages[layer_index], v_pages[layer_index] = on_heads(
+            q, k, v, k_pages[layer_index], v_pages[layer_index], inputs["slot_mapping"], *rows
+        )
+        return out
+
+    return attend
+
+
+def _sample(
+    model: CausalLM, logits: jax.Array, hidden: jax.Array, inputs: Inputs, slots: SlotState, variant: Variant
+) -> tuple[SlotState, jax.Array]:
+    """Draw a token a row, remember it in the row's slot, and lay out what goes back to the host."""
+    sampled, raw_logits = greedy(logits) if variant is Variant.GREEDY else None, logits
+    if variant >= Variant.FULL:
+        slots = _write_history(inputs, slots)
+    if sampled is None:
+        controls, penalties = unpack_sampling_rows(inputs["sampling"], inputs["kv_lens"])
+        if variant >= Variant.FULL:
+            logits = logit_controls.apply(logits, _logit_controls(inputs, slots, penalties))
+        sampled = sample(logits, controls)
+    words = [sampled.token_ids, sampled.is_finite.astype(jnp.int32)]
+    if variant >= Variant.FULL:
+        words += [_logprob_words(raw_logits, sampled.token_ids).reshape(-1)]  # [S * W]
+        words += [_prompt_logprob_words(model, hidden, inputs, logits.shape[0]).reshape(-1)]  # [T * W]
+    return _write_sampled(inputs, slots, sampled, variant), jnp.concatenate(words)
+
+
+def _write_sampled(inputs: Inputs, slots: SlotState, sampled: Sampled, variant: Variant) -> SlotState:
+    """A row that did not reach its last token writes too: nobody reads it before the step that samples."""
+    rows = inputs["batch_slots"]
+    slots = slots._replace(last_tokens=slots.last_tokens.at[rows].set(sampled.token_ids, mode="drop"))
+    if variant >= Variant.FULL:
+        slots = slots._replace(history=slots.history.at[rows, inputs["kv_lens"]].set(sampled.token_ids, mode="drop"))
+    return slots
+
+
+def _write_history(inputs: Inputs, slots: SlotState) -> SlotState:
+    """The tokens that came from the host. A pending one is there already: the step that sampled it wrote it."""
+    num_rows = inputs["is_pending"].shape[0]
+    rows = inputs["token_batch_slots"]
+    is_pending = jnp.zeros(rows.shape, bool).at[:num_rows].set(inputs["is_pending"] == 1)
+    rows = jnp.where(is_pending, slots.history.shape[0], rows)
+    return slots._replace(history=slots.history.at[rows, inputs["positions"]].set(inputs["token_ids"], mode="drop"))
+
+
+def _logit_controls(
+    inputs: Inputs, slots: SlotState, penalties: logit_controls.Penalties
+) -> logit_controls.LogitControls:
+    def of_rows(array: jax.Array) -> jax.Array:
+        return array.at[inputs["batch_slots"]].get(mode="clip")
+
+    return logit_controls.LogitControls(
+        *penalties,
+        history=of_rows(slots.history),
+        prompt_lens=inputs["num_prompt_tokens"],
+        lens=inputs["kv_lens"],
+        bias_ids=of_rows(slots.bias_ids),
+        bias_values=of_rows(slots.bias_values),
+        allowed_bits=of_rows(slots.allowed_bits),
+        stop_ids=of_rows(slots.stop_ids),
+        is_stop_banned=inputs["is_stop_banned"] == 1,
+    )
+
+
+def _logprob_words(logits: jax.Array, token_ids: jax.Array) -> jax.Array:
+    """i32[R, LOGPROB_WORDS]."""
+    logprob, rank, top_ids, top_values = top_logprobs(logits, token_ids)
+    bits = partial(jax.lax.bitcast_convert_type, new_dtype=jnp.int32)
+    return jnp.concatenate([bits(logprob)[:, None], rank[:, None], top_ids, bits(top_values)], axis=1)
+
+
+def _prompt_logprob_words(model: CausalLM, hidden: jax.Array, inputs: Inputs, rows_each: int) -> jax.Array:
+    """i32[T, LOGPROB_WORDS], of the first num_prompt_rows; as many rounds of `rows_each` tokens as they need, so that T x V logits never exist."""
+    num_tokens = hidden.shape[0]
+    num_rounds = -(-num_tokens // rows_each)
+    padding = (0, num_rounds * rows_each - num_tokens)
+    rows, targets = (jnp.pad(inputs[name], padding) for name in ("prompt_rows", "prompt_targets"))
+
+    def one_round(index: jax.Array, words: jax.Array) -> jax.Array:
+        start = index * rows_each
+        now = jax.lax.dynamic_slice_in_dim(rows, start, rows_each)
+        logits = model.logits(hidden.at[now].get(mode="clip"))
+        block = _logprob_words(logits, jax.lax.dynamic_slice_in_dim(targets, start, rows_each))
+        return jax.lax.dynamic_update_slice_in_dim(words, block, start, axis=0)
+
+    words = jnp.zeros((num_rounds * rows_each, LOGPROB_WORDS), jnp.int32)
+    needed = -(-inputs["num_prompt_rows"][0] // rows_each)
+    return jax.lax.fori_loop(0, needed, one_round, words)[:num_tokens]
