@@ -1,0 +1,83 @@
+"""Refuses requests that can never be served, with the arithmetic in the message. Knows nothing of what runs now."""
+
+import numpy as np
+
+from sarathi_jax.errors import RequestError
+from sarathi_jax.sampling_params import SamplingParams
+from sarathi_jax.scheduling.limits import SchedulerLimits
+from sarathi_jax.scheduling.request import Request
+
+
+def check_request(request: Request, limits: SchedulerLimits) -> None:
+    """Raises: RequestError, with `param`, if no waiting would make this request fit or its ids mean nothing to the model."""
+    _check_prompt(request, limits.vocab_size)
+    _check_length(request, limits)
+    _check_sampling_ids(request.sampling, limits.vocab_size)
+
+
+def _check_prompt(request: Request, vocab_size: int) -> None:
+    if not request.token_ids:
+        raise RequestError(
+            "The prompt must hold at least one token, got none. Pass some text, or a token such as the beginning-of-sequence one.",
+            param="prompt",
+        )
+    token_ids = np.asarray(request.token_ids)
+    if token_ids.ndim != 1 or token_ids.dtype.kind not in "iu":
+        raise RequestError(
+            f"Prompt token ids must be whole numbers below {vocab_size}, got other values. Pass a list of ints.",
+            param="prompt",
+        )
+    is_wrong = (token_ids < 0) | (token_ids >= vocab_size)
+    if is_wrong.any():
+        position = int(is_wrong.argmax())
+        raise RequestError(
+            f"Prompt token ids must be between 0 and {vocab_size - 1} (the vocabulary has {vocab_size}), got "
+            f"{request.token_ids[position]} at position {position}. Tokenize with this model's tokenizer.",
+            param="prompt",
+        )
+
+
+def _check_length(request: Request, limits: SchedulerLimits) -> None:
+    num_prompt_tokens, max_tokens = request.num_prompt_tokens, request.max_tokens
+    if num_prompt_tokens >= limits.max_model_len:
+        raise RequestError(
+            f"The prompt has {num_prompt_tokens} tokens and the model's length is {limits.max_model_len}, which leaves no room for "
+            f"output. Shorten the prompt to at most {limits.max_model_len - 1} tokens.",
+            param="prompt",
+        )
+    if max_tokens < 1:
+        raise RequestError(f"max_tokens must be at least 1, got {max_tokens}. Ask for more.", param="max_tokens")
+    if request.sampling.min_tokens > max_tokens:
+        raise RequestError(
+            f"min_tokens={request.sampling.min_tokens} must be at most the {max_tokens} tokens that may be generated. Lower min_tokens.",
+            param="min_tokens",
+        )
+    if request.max_num_tokens > limits.max_model_len:
+        raise RequestError(
+            f"{num_prompt_tokens} prompt tokens + max_tokens={max_tokens} = {request.max_num_tokens} exceed the model's length of "
+            f"{limits.max_model_len}. Shorten the prompt or lower max_tokens to {limits.max_model_len - num_prompt_tokens}.",
+            param="max_tokens",
+        )
+    # The last token's keys and values are never read, so they are never written.
+    num_kv_tokens = request.max_num_tokens - 1
+    num_needed_pages = limits.num_pages_for(num_kv_tokens)
+    if num_needed_pages > limits.num_pages:
+        raise RequestError(
+            f"{num_prompt_tokens} prompt tokens + max_tokens={max_tokens} - 1 = {num_kv_tokens} tokens in the KV cache need "
+            f"{num_needed_pages} pages of {limits.page_size} tokens, and there are {limits.num_pages}. Shorten the prompt, lower "
+            "max_tokens, or start with more pages.",
+            param="max_tokens",
+        )
+
+
+def _check_sampling_ids(sampling: SamplingParams, vocab_size: int) -> None:
+    if sampling.max_token_id < vocab_size:
+        return
+    for param in ("logit_bias", "allowed_token_ids", "stop_token_ids"):
+        for token_id in getattr(sampling, param) or ():
+            if token_id >= vocab_size:
+                raise RequestError(
+                    f"{param} must name ids between 0 and {vocab_size - 1} (the vocabulary has {vocab_size}), got {token_id}. "
+                    "Leave that id out.",
+                    param=param,
+                )

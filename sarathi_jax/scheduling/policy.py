@@ -1,0 +1,99 @@
+"""What a policy sees and what it answers. A policy is a pure function: the same view gives the same plan, and planning changes nothing.
+
+A policy may read requests; only the scheduler changes them.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from sarathi_jax.scheduling.kv_pages import KVPages
+from sarathi_jax.scheduling.limits import SchedulerLimits
+from sarathi_jax.scheduling.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the next step does.
+
+    chunks: (request, number of its tokens to compute) in the policy's order; a waiting request in it is admitted.
+    preempted: running requests that lose their pages first, in this order; each goes to the front of the waiting ones.
+    """
+
+    chunks: Sequence[tuple[Request, int]]
+    preempted: Sequence[Request] = ()
+
+
+class PageLedger:
+    """Counts pages while a plan is made, as if the plan were carried out; touches no page."""
+
+    def __init__(self, kv_pages: KVPages) -> None:
+        self.num_available = kv_pages.pool.num_available
+        self._pool = kv_pages.pool
+        self._changes: dict[int, int] = {}
+
+    def take(self, num_pages: int) -> None:
+        self.num_available -= num_pages
+
+    def release(self, request: Request) -> None:
+        """Count the pages that a running request holds alone as available."""
+        for page_id in request.block_table.tolist():
+            self._changes[page_id] = self._changes.get(page_id, 0) - 1
+            self.num_available += self._ref_count(page_id) == 0
+
+    def num_idle(self, page_ids: Iterable[int]) -> int:
+        """How many of these cached pages nobody holds, so that claiming them makes them unavailable."""
+        return sum(self._ref_count(page_id) == 0 for page_id in page_ids)
+
+    def claim(self, page_ids: Sequence[int]) -> None:
+        self.num_available -= self.num_idle(page_ids)
+        for page_id in page_ids:
+            self._changes[page_id] = self._changes.get(page_id, 0) + 1
+
+    def _ref_count(self, page_id: int) -> int:
+        return self._pool.ref_count(page_id) + self._changes.get(page_id, 0)
+
+
+class View:
+    """The scheduler's state as a policy sees it.
+
+    running: admitted requests in the order of arrival. waiting: in queue order, preempted ones in front.
+    """
+
+    __slots__ = ("_kv_pages", "_prefixes", "limits", "now_s", "running", "waiting")
+
+    def __init__(
+        self,
+        now_s: float,
+        limits: SchedulerLimits,
+        running: Sequence[Request],
+        waiting: Iterable[Request],
+        kv_pages: KVPages,
+    ) -> None:
+        self.now_s = now_s
+        self.limits = limits
+        self.running = running
+        self.waiting = waiting
+        self._kv_pages = kv_pages
+        self._prefixes: dict[str, list[int]] = {}
+
+    def ledger(self) -> PageLedger:
+        """A fresh count of the pages there are."""
+        return PageLedger(self._kv_pages)
+
+    def find_prefix(self, request: Request) -> Sequence[int]:
+        """The pages that a waiting request would find on admission."""
+        if request.request_id not in self._prefixes:
+            self._prefixes[request.request_id] = self._kv_pages.find_prefix(request)
+        return self._prefixes[request.request_id]
+
+
+class Policy(Protocol):
+    """Decides what the next step does.
+
+    A plan has to keep the token budget, give every request at most one chunk of at most what it is behind, preempt only running requests, give
+    none of those a chunk, admit only requests with no row in flight, stay within `max_num_seqs`, and take no more pages than there are: an
+    admitted request takes those of all tokens that it has, a running one those that its chunk needs.
+    """
+
+    def plan(self, view: View) -> Plan: ...

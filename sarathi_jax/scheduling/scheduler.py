@@ -1,0 +1,361 @@
+"""Owns the queues and the KV pages, and turns a policy's plans into schedules and their results into tokens.
+
+Reads no clock and no random numbers, knows no text and no device. In use:
+
+    scheduler.add(request)
+    schedule = scheduler.schedule(now_s)          # None: nothing can run now
+    ... run it ...                                # another schedule may be asked for before this one's result is there
+    for output in scheduler.complete(schedule, result, now_s): ...
+
+A device runs steps in the order of their schedules. So the pages and the slot of a request that goes away while its row is in flight are free at once:
+whoever gets them writes after that row. Only the prefix cache has to wait: it learns of a page when the step that filled it has completed.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+
+from sarathi_jax.errors import RequestError
+from sarathi_jax.scheduling.admission import check_request
+from sarathi_jax.scheduling.integrity import check_scheduler
+from sarathi_jax.scheduling.kv_pages import KVPages
+from sarathi_jax.scheduling.limits import SchedulerLimits
+from sarathi_jax.scheduling.policies import make_policy
+from sarathi_jax.scheduling.policy import Plan, Policy, View
+from sarathi_jax.scheduling.queues import RequestQueues
+from sarathi_jax.scheduling.request import FinishReason, Request, RequestState
+from sarathi_jax.scheduling.schedule import Schedule, ScheduledRow, StepResult, TokenLogprobs
+from sarathi_jax.scheduling.token_output import TokenOutput
+
+
+class Scheduler:
+    """First to last of every request: waiting, running, preempted, ended.
+
+    policy: a policy, or the name of one. Other arguments are `SchedulerLimits`' fields and
+    provenance: tag of what computes keys and values; pages are shared only under the same tag.
+    """
+
+    def __init__(
+        self,
+        policy: Policy | str,
+        *,
+        num_pages: int,
+        page_size: int = 16,
+        token_budget: int = 512,
+        max_num_seqs: int = 128,
+        max_model_len: int,
+        vocab_size: int,
+        is_prefix_caching: bool = True,
+        watermark: float = 0.01,
+        provenance: str = "",
+        max_num_partial_prefills: int | None = None,
+        long_prefill_token_threshold: int | None = None,
+        preempt_every_steps: int | None = None,
+        is_head_of_line_blocking: bool = True,
+    ) -> None:
+        self.limits = SchedulerLimits(
+            num_pages=num_pages,
+            page_size=page_size,
+            token_budget=token_budget,
+            max_num_seqs=max_num_seqs,
+            max_model_len=max_model_len,
+            vocab_size=vocab_size,
+            watermark=watermark,
+            max_num_partial_prefills=max_num_partial_prefills,
+            long_prefill_token_threshold=long_prefill_token_threshold,
+            preempt_every_steps=preempt_every_steps,
+            is_head_of_line_blocking=is_head_of_line_blocking,
+        )
+        self.kv_pages = KVPages(num_pages, page_size, provenance, is_prefix_caching)
+        self._policy = make_policy(policy) if isinstance(policy, str) else policy
+        self._queues = RequestQueues(max_num_seqs)
+        self._groups: dict[str, tuple[Request, ...]] = {}
+        self._in_flight: deque[tuple[Schedule, Sequence[Request]]] = deque()
+        self._lost_steps: set[int] = set()
+        self._newly_preempted: list[str] = []
+        self._num_steps = 0
+
+    # ---- queries
+
+    @property
+    def has_unfinished(self) -> bool:
+        return len(self._queues) > 0
+
+    @property
+    def num_running(self) -> int:
+        return len(self._queues.running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that are admitted to no step: new ones, preempted ones, and samples that wait for their leader."""
+        return len(self._queues) - len(self._queues.running)
+
+    @property
+    def num_in_flight(self) -> int:
+        """Steps whose result has not arrived."""
+        return len(self._in_flight)
+
+    @property
+    def num_free_pages(self) -> int:
+        """Pages that a request could get now; cached pages that nobody holds count."""
+        return self.kv_pages.pool.num_available
+
+    @property
+    def kv_usage(self) -> float:
+        """Share of the pages that requests hold, from 0 to 1."""
+        return 1.0 - self.num_free_pages / self.limits.num_pages
+
+    def get(self, request_id: str) -> Request | None:
+        """The live request of this id, if there is one."""
+        return self._queues.get(request_id)
+
+    def view(self, now_s: float) -> View:
+        """What the policy is shown."""
+        return View(now_s, self.limits, self._queues.running, self._queues.waiting, self.kv_pages)
+
+    # ---- requests come and go
+
+    def add(self, request: Request) -> list[Request]:
+        """Queue a request, and with it its other samples if it asks for several.
+
+        Returns: all samples, this one first; sample i has the id "<id>-<i>" and the seed + i.
+        Raises: RequestError if it can never be served or the id is in use; nothing has changed then.
+        """
+        check_request(request, self.limits)
+        samples = [request, *(request.sibling(index) for index in range(1, request.sampling.n))]
+        for sample in samples:
+            if self._queues.get(sample.request_id) or sample.request_id in self._groups:
+                raise RequestError(
+                    f"request_id={sample.request_id!r} is in use by a request that has not ended. Choose another id.",
+                    param="request_id",
+                )
+        self.kv_pages.open(samples)
+        self._queues.arrive(samples)
+        if request.samples:
+            self._groups[request.request_id] = request.samples
+        return samples
+
+    def abort(self, request_id: str, now_s: float = 0.0) -> list[Request]:
+        """End a request wherever it is; the first sample's id means all samples. An unknown or ended one is no error.
+
+        Returns: the requests that ended by this call.
+        """
+        samples = self._groups.get(request_id)
+        if samples is None:
+            request = self._queues.get(request_id)
+            samples = () if request is None else (request,)
+        ended = [sample for sample in reversed(samples) if not sample.is_finished]
+        # The leader goes last: it would send parked samples on their way.
+        for sample in ended:
+            self._end(sample, "abort", now_s)
+        return ended[::-1]
+
+    def finish(self, request_id: str, reason: FinishReason, now_s: float = 0.0) -> bool:
+        """End one sample for a reason found outside, such as a stop string. Returns: False if it had ended or is unknown."""
+        request = self._queues.get(request_id)
+        if request is None:
+            return False
+        self._end(request, reason, now_s)
+        return True
+
+    # ---- steps
+
+    def schedule(self, now_s: float) -> Schedule | None:
+        """Plan the next step and carry the plan out on the host. Returns: what to run, or None if nothing can run now."""
+        self._force_preemption()
+        view = self.view(now_s)
+        plan = self._policy.plan(view)
+        for request in plan.preempted:
+            self._preempt(request)
+        is_first = self._admit_planned(plan, view, now_s)
+        if not plan.chunks:
+            return None
+
+        decodes: list[tuple[Request, ScheduledRow]] = []
+        longer: list[tuple[Request, ScheduledRow]] = []
+        num_tokens = 0
+        for request, num_chunk_tokens in plan.chunks:
+            row = self._schedule_row(request, num_chunk_tokens, request in is_first)
+            num_tokens += num_chunk_tokens
+            (decodes if num_chunk_tokens == 1 else longer).append((request, row))
+        assert num_tokens <= self.limits.token_budget, (
+            f"the policy planned {num_tokens} tokens, over the budget of {self.limits.token_budget}"
+        )
+        requests, rows = zip(*decodes, *longer, strict=True)
+        schedule = Schedule(self._num_steps, rows, num_tokens, len(decodes), tuple(self._newly_preempted))
+        self._num_steps += 1
+        self._newly_preempted.clear()
+        self._in_flight.append((schedule, requests))
+        return schedule
+
+    def complete(self, schedule: Schedule, result: StepResult, now_s: float) -> list[TokenOutput]:
+        """Take in what a step sampled; steps complete in the order in which they were scheduled.
+
+        Rows of requests that have ended meanwhile are dropped. A step that `fail_step` gave up brings nothing.
+        """
+        if schedule.step in self._lost_steps:
+            self._lost_steps.remove(schedule.step)
+            return []
+        assert self._in_flight and self._in_flight[0][0] is schedule, (
+            f"step {schedule.step} is not the oldest one in flight: results are taken once, in order"
+        )
+        _, requests = self._in_flight.popleft()
+        outputs = []
+        for index, request in enumerate(requests):
+            request.num_in_flight_rows -= 1
+            if request.state is not RequestState.FINISHED:
+                output = self._complete_row(request, schedule.rows[index], result, index, now_s)
+                if output is not None:
+                    outputs.append(output)
+        return outputs
+
+    def fail_step(self, schedule: Schedule) -> None:
+        """A step failed and took all keys and values with it: every step in flight is given up, and all running requests start over.
+
+        They keep their tokens and wait in their order, before all others.
+        """
+        if schedule.step in self._lost_steps:
+            self._lost_steps.remove(schedule.step)
+            return
+        assert any(schedule is flying for flying, _ in self._in_flight), f"step {schedule.step} is not in flight"
+        for flying, requests in self._in_flight:
+            if flying is not schedule:
+                self._lost_steps.add(flying.step)
+            for request in requests:
+                request.forget_pending()
+        self._in_flight.clear()
+        for request in self._queues.running[::-1]:
+            self._queues.stop(request)
+            self.kv_pages.release(request)
+        self.kv_pages.forget_all()
+
+    # ---- inside
+
+    def _admit_planned(self, plan: Plan, view: View, now_s: float) -> set[Request]:
+        """Admit the plan's waiting requests. Found pages are claimed before any page is allocated, so that none is evicted meanwhile."""
+        admitted = [request for request, _ in plan.chunks if request.state is RequestState.WAITING]
+        for request in admitted:
+            prefix = view.find_prefix(request)
+            self.kv_pages.claim(request, prefix)
+            request.num_computed_tokens = len(prefix) * self.limits.page_size
+        for request in admitted:
+            self._queues.start(request)
+            request.num_prefill_tokens = request.num_tokens
+            self.kv_pages.reserve(request, request.num_tokens)
+            if request.first_scheduled_s is None:
+                request.first_scheduled_s = now_s
+                request.num_prefix_hit_tokens = request.num_computed_tokens
+        return set(admitted)
+
+    def _schedule_row(self, request: Request, num_tokens: int, is_first: bool) -> ScheduledRow:
+        """Advance a request by a chunk."""
+        start, slot = request.num_computed_tokens, request.batch_slot
+        end = start + num_tokens
+        assert slot is not None and start < end <= request.num_tokens, (
+            f"a chunk of {num_tokens} tokens was planned for {request!r}"
+        )
+        if end > request.num_reserved_tokens:
+            self.kv_pages.reserve(request, end)
+        does_sample = end == request.num_tokens
+        row = ScheduledRow(
+            request.request_id,
+            start,
+            num_tokens,
+            None if request.num_pending_tokens else request.token_ids[start:end],
+            request.block_table,
+            slot,
+            does_sample,
+            is_first,
+            request.token_ids[:start] if is_first else (),
+            request.num_prompt_tokens,
+            request.num_tokens - request.num_prompt_tokens,
+            request.sampling,
+            request.seed,
+        )
+        request.num_computed_tokens = end
+        request.num_in_flight_rows += 1
+        if does_sample:
+            request.num_tokens += 1
+            request.num_pending_tokens += 1
+        return row
+
+    def _complete_row(
+        self, request: Request, row: ScheduledRow, result: StepResult, index: int, now_s: float
+    ) -> TokenOutput | None:
+        token_id = result.token_ids[index]
+        if (result.is_finite is not None and not result.is_finite[index]) or (
+            row.does_sample and not 0 <= token_id < self.limits.vocab_size
+        ):
+            self.kv_pages.distrust(request)
+            self._end(request, "error", now_s)
+            return TokenOutput(request, request.sample_index, None, finish_reason="error")
+
+        prompt_logprobs = None
+        if result.prompt_logprobs is not None:
+            prompt_logprobs = _new_prompt_logprobs(request, row, result.prompt_logprobs[index])
+        num_computed_tokens = row.start + row.num_tokens
+        # A request that was preempted while this row was in flight keeps the token, but no longer holds the pages.
+        if request.state is RequestState.RUNNING:
+            if num_computed_tokens >= (request.num_registered_blocks + 1) * self.limits.page_size:
+                self.kv_pages.register(request, num_computed_tokens)
+            if request.parked_samples and row.does_sample:
+                for sample in self._queues.unpark(request):
+                    self.kv_pages.fork(request, sample)
+        if not row.does_sample:
+            return TokenOutput(request, request.sample_index, None, None, prompt_logprobs) if prompt_logprobs else None
+
+        reason = request.append_sampled(token_id)
+        if request.first_token_s is None:
+            request.first_token_s = now_s
+        if reason is not None:
+            self._end(request, reason, now_s)
+        return TokenOutput(
+            request,
+            request.sample_index,
+            token_id,
+            result.logprobs[index] if result.logprobs is not None else None,
+            prompt_logprobs,
+            reason,
+            token_id if reason == "stop" else None,
+        )
+
+    def _force_preemption(self) -> None:
+        """For tests: every k-th step the youngest request that got a token since its admission starts over. So each admission brings a token."""
+        every = self.limits.preempt_every_steps
+        if every is None or self._num_steps % every != every - 1:
+            return
+        for request in reversed(self._queues.running):
+            if request.num_tokens > request.num_prefill_tokens:
+                self._preempt(request)
+                return
+
+    def _preempt(self, request: Request) -> None:
+        request.num_preemptions += 1
+        self._newly_preempted.append(request.request_id)
+        self._queues.stop(request)
+        self.kv_pages.release(request)
+
+    def _end(self, request: Request, reason: FinishReason, now_s: float) -> None:
+        """The one way out, from any state."""
+        self._queues.leave(request)
+        self.kv_pages.release(request)
+        request.finish_reason = reason
+        request.finished_s = now_s
+        samples = request.samples or (request,)
+        if all(sample.is_finished for sample in samples):
+            self.kv_pages.close(samples)
+            self._groups.pop(samples[0].request_id, None)
+
+    def check_integrity(self) -> None:
+        """Raises: AssertionError, with a sentence, if any two records of the same thing disagree."""
+        check_scheduler(self._queues, self.kv_pages, [requests for _, requests in self._in_flight])
+
+
+def _new_prompt_logprobs(
+    request: Request, row: ScheduledRow, given: list[TokenLogprobs] | None
+) -> list[TokenLogprobs] | None:
+    """Those of a row's prompt log-probabilities that were not delivered before a preemption; None if there are none."""
+    if not given:
+        return None
+    new = given[max(0, request.num_prompt_logprobs - row.start) :]
+    request.num_prompt_logprobs += len(new)
+    return new or None
