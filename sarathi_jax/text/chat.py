@@ -10,14 +10,21 @@ from sarathi_jax.text.tokenizer import Tokenizer
 
 def encode_chat(
     tokenizer: Tokenizer,
-    template: ChatTemplate,
+    template: ChatTemplate | None,
     messages: Sequence[Message],
     tools: Sequence[Mapping[str, Any]] | None = None,
     add_generation_prompt: bool = True,
 ) -> list[int]:
     """Prompt ids of a conversation. The template writes BOS itself where the model wants one; none is added.
 
-    Raises: RequestError, ModelError, as `ChatTemplate.render` and `Tokenizer.encode_template`."""
+    Raises: RequestError if the model has no template; RequestError, ModelError as `ChatTemplate.render` and
+      `Tokenizer.encode_template`."""
+    if template is None:
+        raise RequestError(
+            "a conversation needs the model's chat template, got a model without one: use its chat variant, add"
+            " chat_template.jinja to its folder, or pass a plain prompt.",
+            param="messages",
+        )
     try:
         escaped_messages, escaped_tools = _escape(tokenizer, messages), _escape(tokenizer, tools)
     except RecursionError as error:

@@ -178,6 +178,13 @@ def test_special_tokens_in_messages_stay_text(plain: ChatTemplate, byte_level: T
     assert byte_level.decode(ids, skip_special_tokens=False) == plain.render(attack)
 
 
+def test_a_model_without_a_template_takes_no_conversation(byte_level: Tokenizer) -> None:
+    with pytest.raises(
+        RequestError, match=r"needs the model's chat template, got a model without one: .* plain prompt"
+    ):
+        encode_chat(byte_level, None, MESSAGES)
+
+
 def test_messages_nested_too_deeply_are_refused(plain: ChatTemplate, byte_level: Tokenizer) -> None:
     content: Any = "x"
     for _ in range(100_000):
