@@ -2,15 +2,15 @@
 #   make demo      set up, then stream an answer from the demo model through the real engine
 #   make test      set up, then run the tests
 #   make check     format, lint, types, layout, tests: what CI runs
-#   make format    rewrite the sources in the one format
+#   make format    rewrite the sources in the one format, and docs/architecture.md's list of files
 #   make nightly   the long tests
 # PYTHON=/path/to/python3 picks the interpreter, VENV=folder another environment.
 
 VENV ?= .venv
 PYTHON ?=
 BIN := $(VENV)/bin
-PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet
-SOURCES := sarathi_jax kernels models serve tests benchmarks examples
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --quiet
+SOURCES := .ci sarathi_jax kernels models serve tests benchmarks examples
 
 # Two installs side by side would write into one environment.
 .NOTPARALLEL:
@@ -46,6 +46,7 @@ layout: $(VENV)/.ready-test
 format: $(VENV)/.ready-dev
 	$(BIN)/ruff check --fix $(wildcard $(SOURCES))
 	$(BIN)/ruff format $(wildcard $(SOURCES))
+	$(BIN)/python .ci/list_files.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

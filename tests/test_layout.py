@@ -34,7 +34,7 @@ BELOW = {
     "llm": {*HOST, *DEVICE, "generate"},
     "lab": {*HOST, *DEVICE},
     "serve": {*HOST, *DEVICE, "generate", "llm"},
-    "cli": {*HOST, *DEVICE, "generate", "llm", "lab", "serve", ""},
+    "cli": {*HOST, *DEVICE, "generate", "llm", "lab", "serve", "__version__"},
     "": set(),
 }
 # The two columns meet in the executor: it takes schedules and fulfils the engine's port.
@@ -192,6 +192,11 @@ def test_package_folders_are_relative_links(folder: str) -> None:
     link = ROOT / "sarathi_jax" / folder
     assert str(link.readlink()) == f"../{folder}"
     assert (ROOT / folder).is_dir()
+
+
+def test_the_architecture_page_lists_every_file() -> None:
+    done = subprocess.run([sys.executable, ".ci/list_files.py", "--check"], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (0, "")
 
 
 def test_no_file_names_a_path_of_a_machine() -> None:
