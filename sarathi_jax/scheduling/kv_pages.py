@@ -53,7 +53,7 @@ class KVPages:
         for page_id in page_ids:
             self.pool.acquire(page_id)
         request.hold_pages(page_ids, self.page_size)
-        request.num_registered_blocks = len(page_ids)
+        self._set_registered(request, len(page_ids))
 
     def reserve(self, request: Request, num_tokens: int) -> None:
         """Extend the block table to hold this many tokens. Raises: AssertionError if the pages are not there."""
@@ -68,15 +68,12 @@ class KVPages:
     def register(self, request: Request, num_tokens: int) -> None:
         """Make the full pages among the first `num_tokens` findable. Only for tokens whose step has completed."""
         num_blocks = num_tokens // self.page_size
-        if not request.block_chain:
-            request.num_registered_blocks = num_blocks
-            return
         self.cache.extend_chain(request.block_chain, request.token_ids, num_blocks)
         for index in range(request.num_registered_blocks, num_blocks):
             page_id = int(request.block_table[index])
             if self.cache.insert(request.block_chain[index + 1], page_id):
                 self.pool.mark_cached(page_id)
-        request.num_registered_blocks = num_blocks
+        self._set_registered(request, num_blocks)
 
     def distrust(self, request: Request) -> None:
         """A request computed nonsense: the pages that it alone holds can't be found any more."""
@@ -88,6 +85,11 @@ class KVPages:
         """The device lost its pages: nothing can be found any more. Only when no request holds any."""
         for page_id in self.cache.pages():
             self._forget(page_id)
+
+    def _set_registered(self, request: Request, num_blocks: int) -> None:
+        request.num_registered_blocks = num_blocks
+        if request.block_chain:
+            request.next_block_end = (num_blocks + 1) * self.page_size
 
     def _forget(self, page_id: int) -> None:
         if self.cache.forget(page_id):

@@ -16,11 +16,13 @@ from sarathi_jax.scheduling.request import Request
 class Plan:
     """What the next step does.
 
-    chunks: (request, number of its tokens to compute) in the policy's order; a waiting request in it is admitted.
+    chunks: (request, number of its tokens to compute) in the policy's order.
+    admitted: the waiting requests among them; each starts with the cached pages that the view found for it.
     preempted: running requests that lose their pages first, in this order; each goes to the front of the waiting ones.
     """
 
     chunks: Sequence[tuple[Request, int]]
+    admitted: Sequence[Request] = ()
     preempted: Sequence[Request] = ()
 
 

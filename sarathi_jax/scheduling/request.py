@@ -12,15 +12,15 @@ that such a step samples is *pending*: it counts in `num_tokens`, stands on the 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from enum import Enum
-from typing import Literal
 
 import numpy as np
 
+from sarathi_jax.outputs import FinishReason
 from sarathi_jax.sampling_params import SamplingParams
 from sarathi_jax.scheduling.prefix_cache import Block
 
-FinishReason = Literal["stop", "length", "abort", "error"]
-
+# More tokens than any request has.
+NEVER = 2**62
 _NO_PAGES = np.empty(0, np.int32)
 _NO_PAGES.flags.writeable = False
 
@@ -53,6 +53,7 @@ class Request:
     num_computed_tokens: tokens whose keys and values are written by the steps scheduled so far.
     num_prefill_tokens: tokens there were at the last admission; until they are computed the request reads, then it decodes.
     num_reserved_tokens: tokens that its pages hold.
+    next_block_end: tokens to be computed until the prefix cache is told of another page; NEVER if it is told of none.
     num_in_flight_rows: scheduled rows whose result has not arrived.
     samples: where a prompt has several, all of them, the *leader* first, which reads the prompt; else ().
     parked_samples: of a leader: those in no queue yet, until the prompt's pages can be shared.
@@ -71,6 +72,7 @@ class Request:
         "first_token_s",
         "max_num_tokens",
         "max_tokens",
+        "next_block_end",
         "num_computed_tokens",
         "num_in_flight_rows",
         "num_pending_tokens",
@@ -141,6 +143,7 @@ class Request:
         self.num_reserved_tokens = 0
         self.block_chain: list[Block] = []
         self.num_registered_blocks = 0
+        self.next_block_end = NEVER
 
         self.finish_reason: FinishReason | None = None
         self.first_scheduled_s: float | None = None
@@ -225,6 +228,7 @@ class Request:
         self.block_table = self.page_buffer = _NO_PAGES
         self.num_reserved_tokens = self.num_computed_tokens = self.num_prefill_tokens = 0
         self.num_registered_blocks = 0
+        self.next_block_end = NEVER
         return page_ids
 
     def append_sampled(self, token_id: int) -> FinishReason | None:

@@ -12,18 +12,19 @@ whoever gets them writes after that row. Only the prefix cache has to wait: it l
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from sarathi_jax.errors import RequestError
+from sarathi_jax.outputs import FinishReason, TokenLogprobs
 from sarathi_jax.scheduling.admission import check_request
 from sarathi_jax.scheduling.integrity import check_scheduler
 from sarathi_jax.scheduling.kv_pages import KVPages
 from sarathi_jax.scheduling.limits import SchedulerLimits
 from sarathi_jax.scheduling.policies import make_policy
-from sarathi_jax.scheduling.policy import Plan, Policy, View
+from sarathi_jax.scheduling.policy import Policy, View
 from sarathi_jax.scheduling.queues import RequestQueues
-from sarathi_jax.scheduling.request import FinishReason, Request, RequestState
-from sarathi_jax.scheduling.schedule import Schedule, ScheduledRow, StepResult, TokenLogprobs
+from sarathi_jax.scheduling.request import Request, RequestState
+from sarathi_jax.scheduling.schedule import Schedule, ScheduledRow, StepResult
 from sarathi_jax.scheduling.token_output import TokenOutput
 
 
@@ -166,25 +167,22 @@ class Scheduler:
         plan = self._policy.plan(view)
         for request in plan.preempted:
             self._preempt(request)
-        is_first = self._admit_planned(plan, view, now_s)
+        self._admit(plan.admitted, view, now_s)
         if not plan.chunks:
             return None
 
-        decodes: list[tuple[Request, ScheduledRow]] = []
-        longer: list[tuple[Request, ScheduledRow]] = []
-        num_tokens = 0
-        for request, num_chunk_tokens in plan.chunks:
-            row = self._schedule_row(request, num_chunk_tokens, request in is_first)
-            num_tokens += num_chunk_tokens
-            (decodes if num_chunk_tokens == 1 else longer).append((request, row))
+        one_token = [chunk for chunk in plan.chunks if chunk[1] == 1]
+        longer = [chunk for chunk in plan.chunks if chunk[1] != 1]
+        num_tokens = len(one_token) + sum(num_chunk_tokens for _, num_chunk_tokens in longer)
         assert num_tokens <= self.limits.token_budget, (
             f"the policy planned {num_tokens} tokens, over the budget of {self.limits.token_budget}"
         )
-        requests, rows = zip(*decodes, *longer, strict=True)
-        schedule = Schedule(self._num_steps, rows, num_tokens, len(decodes), tuple(self._newly_preempted))
+        chunks = one_token + longer
+        rows = self._advance(chunks, set(plan.admitted))
+        schedule = Schedule(self._num_steps, rows, num_tokens, len(one_token), tuple(self._newly_preempted))
         self._num_steps += 1
         self._newly_preempted.clear()
-        self._in_flight.append((schedule, requests))
+        self._in_flight.append((schedule, [request for request, _ in chunks]))
         return schedule
 
     def complete(self, schedule: Schedule, result: StepResult, now_s: float) -> list[TokenOutput]:
@@ -199,13 +197,27 @@ class Scheduler:
             f"step {schedule.step} is not the oldest one in flight: results are taken once, in order"
         )
         _, requests = self._in_flight.popleft()
-        outputs = []
-        for index, request in enumerate(requests):
+        failed = self._failed_rows(schedule, result)
+        outputs: list[TokenOutput] = []
+        for index, (request, row) in enumerate(zip(requests, schedule.rows, strict=True)):
             request.num_in_flight_rows -= 1
-            if request.state is not RequestState.FINISHED:
-                output = self._complete_row(request, schedule.rows[index], result, index, now_s)
-                if output is not None:
-                    outputs.append(output)
+            if request.state is RequestState.FINISHED:
+                continue
+            if failed and index in failed:
+                self.kv_pages.distrust(request)
+                self._end(request, "error", now_s)
+                outputs.append(TokenOutput(request, request.sample_index, None, finish_reason="error"))
+                continue
+            if row.start + row.num_tokens >= request.next_block_end:
+                self.kv_pages.register(request, row.start + row.num_tokens)
+            prompt_logprobs = None
+            if result.prompt_logprobs is not None:
+                prompt_logprobs = _new_prompt_logprobs(request, row, result.prompt_logprobs[index])
+            if row.does_sample:
+                logprobs = None if result.logprobs is None else result.logprobs[index]
+                outputs.append(self._take_token(request, result.token_ids[index], logprobs, prompt_logprobs, now_s))
+            elif prompt_logprobs:
+                outputs.append(TokenOutput(request, request.sample_index, None, None, prompt_logprobs))
         return outputs
 
     def fail_step(self, schedule: Schedule) -> None:
@@ -230,9 +242,8 @@ class Scheduler:
 
     # ---- inside
 
-    def _admit_planned(self, plan: Plan, view: View, now_s: float) -> set[Request]:
-        """Admit the plan's waiting requests. Found pages are claimed before any page is allocated, so that none is evicted meanwhile."""
-        admitted = [request for request, _ in plan.chunks if request.state is RequestState.WAITING]
+    def _admit(self, admitted: Sequence[Request], view: View, now_s: float) -> None:
+        """Start waiting requests. Found pages are all claimed before any page is allocated, so that none is evicted meanwhile."""
         for request in admitted:
             prefix = view.find_prefix(request)
             self.kv_pages.claim(request, prefix)
@@ -244,78 +255,77 @@ class Scheduler:
             if request.first_scheduled_s is None:
                 request.first_scheduled_s = now_s
                 request.num_prefix_hit_tokens = request.num_computed_tokens
-        return set(admitted)
 
-    def _schedule_row(self, request: Request, num_tokens: int, is_first: bool) -> ScheduledRow:
-        """Advance a request by a chunk."""
-        start, slot = request.num_computed_tokens, request.batch_slot
-        end = start + num_tokens
-        assert slot is not None and start < end <= request.num_tokens, (
-            f"a chunk of {num_tokens} tokens was planned for {request!r}"
-        )
-        if end > request.num_reserved_tokens:
-            self.kv_pages.reserve(request, end)
-        does_sample = end == request.num_tokens
-        row = ScheduledRow(
-            request.request_id,
-            start,
-            num_tokens,
-            None if request.num_pending_tokens else request.token_ids[start:end],
-            request.block_table,
-            slot,
-            does_sample,
-            is_first,
-            request.token_ids[:start] if is_first else (),
-            request.num_prompt_tokens,
-            request.num_tokens - request.num_prompt_tokens,
-            request.sampling,
-            request.seed,
-        )
-        request.num_computed_tokens = end
-        request.num_in_flight_rows += 1
-        if does_sample:
-            request.num_tokens += 1
-            request.num_pending_tokens += 1
-        return row
+    def _advance(self, chunks: Sequence[tuple[Request, int]], admitted: Container[Request]) -> tuple[ScheduledRow, ...]:
+        """Advance each request by its chunk. Returns: the rows. The one loop over all rows of a step: kept free of calls."""
+        rows: list[ScheduledRow] = []
+        new_row, has_admitted = tuple.__new__, bool(admitted)
+        for request, num_chunk_tokens in chunks:
+            start, num_tokens, slot = request.num_computed_tokens, request.num_tokens, request.batch_slot
+            end = start + num_chunk_tokens
+            assert slot is not None and start < end <= num_tokens, (
+                f"{num_chunk_tokens} tokens are planned of {request!r}"
+            )
+            if end > request.num_reserved_tokens:
+                self.kv_pages.reserve(request, end)
+            does_sample = end == num_tokens
+            is_first = has_admitted and request in admitted
+            row = (
+                request.request_id,
+                start,
+                num_chunk_tokens,
+                None if request.num_pending_tokens else request.token_ids[start:end],
+                request.block_table,
+                slot,
+                does_sample,
+                is_first,
+                request.token_ids[:start] if is_first else (),
+                request.num_prompt_tokens,
+                num_tokens - request.num_prompt_tokens,
+                request.sampling,
+                request.seed,
+                None if does_sample else request.token_ids[end],
+            )
+            rows.append(new_row(ScheduledRow, row))
+            request.num_computed_tokens = end
+            request.num_in_flight_rows += 1
+            if does_sample:
+                request.num_tokens = num_tokens + 1
+                request.num_pending_tokens += 1
+        return tuple(rows)
 
-    def _complete_row(
-        self, request: Request, row: ScheduledRow, result: StepResult, index: int, now_s: float
-    ) -> TokenOutput | None:
-        token_id = result.token_ids[index]
-        if (result.is_finite is not None and not result.is_finite[index]) or (
-            row.does_sample and not 0 <= token_id < self.limits.vocab_size
-        ):
-            self.kv_pages.distrust(request)
-            self._end(request, "error", now_s)
-            return TokenOutput(request, request.sample_index, None, finish_reason="error")
+    def _failed_rows(self, schedule: Schedule, result: StepResult) -> set[int]:
+        """Rows whose logits were not finite, or whose token is none of the vocabulary."""
+        token_ids, is_finite, vocab_size = result.token_ids, result.is_finite, self.limits.vocab_size
+        if (is_finite is None or all(is_finite)) and min(token_ids) >= 0 and max(token_ids) < vocab_size:
+            return set()
+        return {
+            index
+            for index, row in enumerate(schedule.rows)
+            if (is_finite is not None and not is_finite[index])
+            or (row.does_sample and not 0 <= token_ids[index] < vocab_size)
+        }
 
-        prompt_logprobs = None
-        if result.prompt_logprobs is not None:
-            prompt_logprobs = _new_prompt_logprobs(request, row, result.prompt_logprobs[index])
-        num_computed_tokens = row.start + row.num_tokens
-        # A request that was preempted while this row was in flight keeps the token, but no longer holds the pages.
-        if request.state is RequestState.RUNNING:
-            if num_computed_tokens >= (request.num_registered_blocks + 1) * self.limits.page_size:
-                self.kv_pages.register(request, num_computed_tokens)
-            if request.parked_samples and row.does_sample:
-                for sample in self._queues.unpark(request):
-                    self.kv_pages.fork(request, sample)
-        if not row.does_sample:
-            return TokenOutput(request, request.sample_index, None, None, prompt_logprobs) if prompt_logprobs else None
-
-        reason = request.append_sampled(token_id)
+    def _take_token(
+        self,
+        request: Request,
+        token_id: int,
+        logprobs: TokenLogprobs | None,
+        prompt_logprobs: list[TokenLogprobs] | None,
+        now_s: float,
+    ) -> TokenOutput:
+        """Append a sampled token. A request that was preempted while its row was in flight keeps it too."""
         if request.first_token_s is None:
             request.first_token_s = now_s
+        if request.parked_samples and request.state is RequestState.RUNNING:
+            for sample in self._queues.unpark(request):
+                self.kv_pages.fork(request, sample)
+        reason = request.append_sampled(token_id)
         if reason is not None:
             self._end(request, reason, now_s)
-        return TokenOutput(
-            request,
-            request.sample_index,
-            token_id,
-            result.logprobs[index] if result.logprobs is not None else None,
-            prompt_logprobs,
-            reason,
-            token_id if reason == "stop" else None,
+        stop_token_id = token_id if reason == "stop" else None
+        return tuple.__new__(
+            TokenOutput, (request, request.sample_index, token_id, logprobs, prompt_logprobs, reason, stop_token_id)
         )
 
     def _force_preemption(self) -> None:

@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
-from sarathi_jax.scheduling.request import FinishReason, Request
-from sarathi_jax.scheduling.schedule import TokenLogprobs
+from sarathi_jax.outputs import FinishReason, TokenLogprobs
+from sarathi_jax.scheduling.request import Request
 
 
 class TokenOutput(NamedTuple):

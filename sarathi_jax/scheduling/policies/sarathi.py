@@ -32,6 +32,7 @@ class _Round:
         self._num_kept = len(view.running)
         self._num_partial_prefills = 0
         self._chunks: list[tuple[Request, int]] = []
+        self._admitted: list[Request] = []
 
     def plan(self) -> Plan:
         prefilling = self._add_decodes()
@@ -40,7 +41,7 @@ class _Round:
         # Whoever just lost its pages comes first in the queue; letting anyone in now would undo the preemption.
         if not preempted:
             self._add_waiting()
-        return Plan(self._chunks, preempted)
+        return Plan(self._chunks, self._admitted, preempted)
 
     def _add_decodes(self) -> list[Request]:
         """Pass 1: one token for every decode. Returns: running requests that still read their prompt."""
@@ -97,6 +98,7 @@ class _Round:
         self._pages.claim(prefix)
         self._pages.take(num_new_pages)
         self._num_kept += 1
+        self._admitted.append(request)
         self._add_prefill(request, num_remaining_tokens)
         return True
 
