@@ -1,12 +1,14 @@
 """Flags made from a dataclass's fields: what is read, what help says, and how a wrong word is answered."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import pytest
 
 from sarathi_jax.cli.options import Parser, UsageError, add_fields, given_fields
+from sarathi_jax.config import EngineConfig
+from sarathi_jax.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,11 @@ def test_a_field_that_may_be_none_takes_none_only_over_another_default() -> None
     add_fields(made, Options, "all", defaults={"max_tokens": None})
     with pytest.raises(UsageError, match="invalid int value: 'none'"):
         made.parse(["--max-tokens", "none"])
+
+
+@pytest.mark.parametrize("config", [EngineConfig, SamplingParams])
+def test_every_option_says_what_it_is(config: type[Any]) -> None:
+    assert [field.name for field in fields(config) if not field.metadata.get("help")] == []
 
 
 def test_skipped_fields_have_no_flag() -> None:
