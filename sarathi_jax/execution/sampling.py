@@ -1,0 +1,118 @@
+"""Draws one token per row on the device. A row's token depends on its logits, its options, its seed and its position, and on nothing else.
+
+The draw is an inverse CDF in two stages, block then token, with one uniform number for each: generating a Gumbel number per vocabulary
+entry costs more than all the rest of sampling on a CPU. Knows nothing of requests; the filters are in `sampling_filters`.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from sarathi_jax.execution.logit_controls import Penalties
+from sarathi_jax.execution.sampling_filters import SamplingControls, kept_weights
+from sarathi_jax.execution.sampling_row import SamplingColumn
+from sarathi_jax.sampling_params import GREEDY_TEMPERATURE
+
+_BLOCK = 128
+
+
+class Sampled(NamedTuple):
+    """token_ids: i32[R]. is_finite: bool[R], False where the logits hold NaN, +inf or nothing but -inf; the token is then meaningless."""
+
+    token_ids: jax.Array
+    is_finite: jax.Array
+
+
+def greedy(logits: jax.Array) -> Sampled:
+    """The largest logit of each row of f32[R, V]; the lowest id where several are equal."""
+    return _greedy(logits, _row_max(logits))
+
+
+def sample(logits: jax.Array, controls: SamplingControls) -> Sampled:
+    """One draw per row of f32[R, V]; rows whose temperature is below GREEDY_TEMPERATURE are greedy."""
+    max_logits = _row_max(logits)
+    most_likely = _greedy(logits, max_logits)
+    safe_max = jnp.where(most_likely.is_finite, max_logits, 0.0)
+    drawn = _draw(kept_weights(logits, safe_max, controls), _uniforms(controls))
+    is_drawn = most_likely.is_finite & (controls.temperature >= GREEDY_TEMPERATURE)
+    return Sampled(jnp.where(is_drawn, drawn, most_likely.token_ids), most_likely.is_finite)
+
+
+def unpack_sampling_rows(rows: jax.Array, positions: jax.Array) -> tuple[SamplingControls, Penalties]:
+    """The arrays of `pack_sampling_row`'s rows.
+
+    Args:
+      rows: i32[R, NUM_SAMPLING_COLUMNS].
+      positions: i32[R], of the tokens that will be drawn.
+    """
+
+    def floats(column: SamplingColumn) -> jax.Array:
+        return lax.bitcast_convert_type(rows[:, column], jnp.float32)
+
+    seed = lax.bitcast_convert_type(rows[:, SamplingColumn.SEED_LOW : SamplingColumn.SEED_HIGH + 1], jnp.uint32)
+    controls = SamplingControls(
+        temperature=floats(SamplingColumn.TEMPERATURE),
+        top_k=rows[:, SamplingColumn.TOP_K],
+        top_p=floats(SamplingColumn.TOP_P),
+        min_p=floats(SamplingColumn.MIN_P),
+        seed=seed,
+        position=positions,
+    )
+    penalties = Penalties(
+        floats(SamplingColumn.REPETITION_PENALTY),
+        floats(SamplingColumn.PRESENCE_PENALTY),
+        floats(SamplingColumn.FREQUENCY_PENALTY),
+    )
+    return controls, penalties
+
+
+def _row_max(logits: jax.Array) -> jax.Array:
+    """f32[R]; +inf where there is a NaN, whatever a backend's maximum makes of NaN."""
+    return jnp.max(jnp.where(jnp.isnan(logits), jnp.inf, logits), axis=1)
+
+
+def _greedy(logits: jax.Array, max_logits: jax.Array) -> Sampled:
+    token_ids = jnp.minimum(_first(logits == max_logits[:, None]), logits.shape[1] - 1)
+    return Sampled(token_ids, jnp.isfinite(max_logits))
+
+
+def _first(mask: jax.Array) -> jax.Array:
+    """i32[R]: the first true column of bool[R, N], N if none. Unlike argmax, it is a plain reduction, 30 times as fast on a CPU."""
+    num_columns = mask.shape[1]
+    columns = jnp.arange(num_columns, dtype=jnp.int32)[None, :]
+    return jnp.min(jnp.where(mask, columns, num_columns), axis=1)
+
+
+def _uniforms(controls: SamplingControls) -> jax.Array:
+    """f32[R, 2] in [0, 1), from fold_in(key(seed), position)."""
+
+    def row_uniforms(seed: jax.Array, position: jax.Array) -> jax.Array:
+        key = jax.random.wrap_key_data(seed[::-1], impl="threefry2x32")
+        return jax.random.uniform(jax.random.fold_in(key, position), (2,))
+
+    return jax.vmap(row_uniforms)(controls.seed, controls.position)
+
+
+def _draw(weights: jax.Array, uniforms: jax.Array) -> jax.Array:
+    """i32[R]: a column of f32[R, V] with probability proportional to its weight, by two numbers in [0, 1) a row."""
+    num_rows, vocab_size = weights.shape
+    num_blocks = -(-vocab_size // _BLOCK)
+    weights = jnp.pad(weights, ((0, 0), (0, num_blocks * _BLOCK - vocab_size)))
+    blocks = weights.reshape(num_rows, num_blocks, _BLOCK)
+    block = _pick(jnp.sum(blocks, axis=2), uniforms[:, 0])
+    inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    return jnp.minimum(block * _BLOCK + _pick(inside, uniforms[:, 1]), vocab_size - 1)
+
+
+def _pick(weights: jax.Array, uniforms: jax.Array) -> jax.Array:
+    """i32[R]: the column of f32[R, N] in which the fraction `uniforms` of the row's mass is reached; never one of weight 0.
+
+    A parallel running sum may step a little at a weight of 0, or end below the target: hence the two guards.
+    """
+    mass = jnp.cumsum(weights, axis=1)
+    column = _first((mass > uniforms[:, None] * mass[:, -1:]) & (weights > 0))
+    heaviest = _first(weights == jnp.max(weights, axis=1, keepdims=True))
+    num_columns = weights.shape[1]
+    return jnp.minimum(jnp.where(column < num_columns, column, heaviest), num_columns - 1)

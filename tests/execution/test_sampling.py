@@ -1,0 +1,208 @@
+"""Draws: greedy, seeded sampling, their independence of the batch, and their distribution (chi-square against float64 probabilities)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sarathi_jax.execution.sampling import SamplingControls, greedy, sample
+
+SAMPLE, GREEDY = jax.jit(sample), jax.jit(greedy)
+RNG = np.random.default_rng
+
+
+def controls(
+    num_rows: int,
+    *,
+    temperature: Any = 1.0,
+    top_k: Any = 0,
+    top_p: Any = 1.0,
+    min_p: Any = 0.0,
+    seed: Any = 0,
+    position: Any = 0,
+):
+    """Each option is one number for all rows, or one per row; row i has seed + i if the seed is one number."""
+
+    def column(value: Any, dtype: Any):
+        return jnp.asarray(np.broadcast_to(np.asarray(value, dtype), (num_rows,)))
+
+    seeds = np.zeros((num_rows, 2), np.uint32)
+    seeds[:, 0] = seed + np.arange(num_rows) if np.ndim(seed) == 0 else seed
+    return SamplingControls(
+        column(temperature, np.float32),
+        column(top_k, np.int32),
+        column(top_p, np.float32),
+        column(min_p, np.float32),
+        jnp.asarray(seeds),
+        column(position, np.int32),
+    )
+
+
+def oracle_probabilities(
+    logits: Any, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+):
+    """Hugging Face's order by full sorting in float64; equal logits stay together."""
+    scaled = np.asarray(logits, np.float64) / temperature
+    order = np.argsort(-scaled, kind="stable")
+    if 0 < top_k < len(scaled):
+        scaled = np.where(scaled >= scaled[order[top_k - 1]], scaled, -np.inf)
+    probabilities = np.exp(scaled - scaled.max())
+    probabilities /= probabilities.sum()
+    last = np.searchsorted(np.cumsum(probabilities[order]), top_p - 1e-12)
+    probabilities = np.where(probabilities >= probabilities[order[min(last, len(order) - 1)]], probabilities, 0)
+    probabilities = np.where(probabilities >= min_p * probabilities.max(), probabilities, 0)
+    return probabilities / probabilities.sum()
+
+
+def chi_square_excess(counts: np.ndarray, probabilities: Any):
+    """(chi-square - degrees of freedom) in standard deviations; tokens expected under 5 times are one class."""
+    expected = probabilities * counts.sum()
+    is_rare = expected < 5
+    observed = np.append(counts[~is_rare], counts[is_rare].sum())
+    expected = np.append(expected[~is_rare], max(expected[is_rare].sum(), 1e-9))
+    freedom = len(expected) - 1 - (expected[-1] < 1e-8)
+    return (((observed - expected) ** 2 / expected).sum() - freedom) / np.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize("vocab_size", [1, 2, 13, 127, 128, 129, 300, 1000])
+def test_greedy_is_the_largest_logit(vocab_size: int):
+    logits = RNG(vocab_size).normal(size=(5, vocab_size)).astype(np.float32)
+    np.testing.assert_array_equal(GREEDY(logits).token_ids, np.argmax(logits, axis=1))
+
+
+def test_greedy_takes_the_lowest_id_of_equal_logits():
+    logits = np.array([[0, 3, 1, 3], [2, 2, 2, 2], [-1, -np.inf, -1, -1]], np.float32)
+    assert GREEDY(logits).token_ids.tolist() == [1, 0, 0]
+    assert SAMPLE(logits, controls(3, temperature=0)).token_ids.tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize("run", [GREEDY, lambda x: SAMPLE(x, controls(len(x), top_k=2, top_p=0.5, min_p=0.1))])
+def test_broken_rows_are_named_and_harm_no_other(run: Any):
+    nan, inf = np.nan, np.inf
+    logits = np.array([[1, nan, 2], [1, inf, 2], [-inf] * 3, [nan] * 3, [-inf, 9, -inf], [1, 2, 900]], np.float32)
+    result = run(logits)
+    assert result.is_finite.tolist() == [False, False, False, False, True, True]
+    assert result.token_ids[4:].tolist() == [1, 2]
+    assert all(0 <= token < 3 for token in result.token_ids.tolist())
+
+
+def test_nan_is_seen_wherever_it_stands():
+    logits = np.tile(RNG(0).normal(size=257).astype(np.float32), (257, 1))
+    logits[np.arange(257), np.arange(257)] = np.nan
+    assert not GREEDY(logits).is_finite.any()
+    assert not SAMPLE(logits, controls(257)).is_finite.any()
+
+
+def test_greedy_rows_stay_greedy_in_a_mixed_batch():
+    logits = RNG(1).normal(size=(64, 200)).astype(np.float32)
+    temperature = np.where(np.arange(64) % 2, 5.0, 0.0)
+    tokens = np.asarray(SAMPLE(logits, controls(64, temperature=temperature, top_p=0.9)).token_ids)
+    is_greedy = tokens == np.argmax(logits, axis=1)
+    assert is_greedy[::2].all()
+    assert not is_greedy[1::2].all()
+
+
+@pytest.mark.parametrize("temperature", [2e-5, 1e-3])
+def test_tiny_temperature_takes_the_largest(temperature: float):
+    logits = RNG(2).normal(size=(32, 500)).astype(np.float32)
+    tokens = SAMPLE(logits * 1e4, controls(32, temperature=temperature)).token_ids
+    np.testing.assert_array_equal(tokens, np.argmax(logits, axis=1))
+
+
+def test_extreme_logits_are_drawn_without_overflow():
+    logits = np.array([[3e38, -3e38, 3e38], [-3e38, -3.1e38, -np.inf], [1e-45, -np.inf, -np.inf]], np.float32)
+    result = SAMPLE(logits, controls(3, temperature=100.0, top_p=0.99))
+    assert result.is_finite.all()
+    assert result.token_ids[0] in (0, 2)
+    assert result.token_ids[1:].tolist() == [0, 0]
+
+
+CASES = {
+    "plain": {},
+    "hot": {"temperature": 100.0},
+    "cool": {"temperature": 0.5},
+    "top_k": {"top_k": 7},
+    "top_p": {"top_p": 0.6},
+    "min_p": {"min_p": 0.2},
+    "all": {"temperature": 1.3, "top_k": 40, "top_p": 0.9, "min_p": 0.02},
+}
+
+
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("vocab_size", [20, 333])
+def test_draws_follow_the_distribution(vocab_size: int, options: dict[str, Any]):
+    logits = RNG(vocab_size).normal(size=vocab_size).astype(np.float32)
+    logits[vocab_size // 2] = -np.inf
+    probabilities = oracle_probabilities(logits, **options)
+    tokens = SAMPLE(np.tile(logits, (24_000, 1)), controls(24_000, seed=11, position=3, **options)).token_ids
+    counts = np.bincount(tokens, minlength=vocab_size)
+    assert counts[probabilities == 0].sum() == 0
+    assert abs(chi_square_excess(counts, probabilities)) < 4
+
+
+def test_draws_at_successive_positions_follow_the_distribution():
+    logits = RNG(5).normal(size=40).astype(np.float32)
+    tokens = SAMPLE(
+        np.tile(logits, (24_000, 1)), controls(24_000, seed=np.full(24_000, 9), position=np.arange(24_000))
+    ).token_ids
+    counts = np.bincount(tokens, minlength=40)
+    assert abs(chi_square_excess(counts, oracle_probabilities(logits))) < 4
+    pairs = np.bincount(np.asarray(tokens[:-1]) * 40 + np.asarray(tokens[1:]), minlength=1600)
+    assert abs(chi_square_excess(pairs, np.outer(counts, counts).ravel() / 24_000**2)) < 5
+
+
+def test_a_token_of_no_probability_is_never_drawn():
+    logits = np.full((4000, 1000), -np.inf, np.float32)
+    rows = np.arange(4000)
+    logits[rows, rows % 1000], logits[rows, (rows * 7 + 1) % 1000] = 0.0, -1.0
+    tokens = np.asarray(SAMPLE(logits, controls(4000)).token_ids)
+    assert np.isfinite(logits[rows, tokens]).all()
+    assert (logits[rows, tokens] == -1).any()
+
+
+def test_rare_tokens_are_drawn_at_their_rate():
+    logits = np.full(300, np.float32(np.log(1e-5)))
+    logits[150] = 0.0
+    tokens = np.asarray(SAMPLE(np.tile(logits, (24_000, 1)), controls(24_000)).token_ids)
+    rare = tokens[tokens != 150]
+    assert abs(len(rare) - 24_000 * 299e-5) < 4 * np.sqrt(72)
+    assert len(set(rare.tolist())) > len(rare) / 2
+
+
+@given(st.integers(0, 63), st.integers(0, 2**31 - 1), st.sampled_from([13, 200, 1000]), st.data())
+def test_a_row_alone_or_anywhere_in_a_batch_draws_the_same(place: int, seed: int, vocab_size: int, data: st.DataObject):
+    logits = RNG(seed).normal(size=(64, vocab_size)).astype(np.float32) * 3
+    options = {
+        "temperature": data.draw(st.sampled_from([0.0, 0.3, 1.0, 2.0])),
+        "top_k": data.draw(st.sampled_from([0, 1, 20])),
+        "top_p": data.draw(st.sampled_from([1.0, 0.9, 0.3])),
+        "min_p": data.draw(st.sampled_from([0.0, 0.1])),
+    }
+    others = {"temperature": RNG(1).uniform(0, 2, 64), "top_k": RNG(2).integers(0, 9, 64), "top_p": RNG(3).random(64)}
+    batch = controls(64, **others, seed=RNG(seed).integers(0, 2**31, 64), position=np.arange(64))
+    alone = controls(1, **options, seed=np.array([seed]), position=place)
+    mixed = jax.tree.map(lambda many, one: many.at[place].set(one[0]), batch, alone)
+    assert SAMPLE(logits, mixed).token_ids[place] == SAMPLE(logits[place : place + 1], alone).token_ids[0]
+
+
+def test_seed_and_position_both_matter():
+    logits = np.zeros((100, 1000), np.float32)
+    base = controls(100, seed=np.full(100, 5), position=np.full(100, 5))
+    words = jnp.asarray(np.stack([np.full(100, 5), np.arange(100)], axis=1).astype(np.uint32))
+    assert len(set(SAMPLE(logits, base).token_ids.tolist())) == 1
+    assert len(set(SAMPLE(logits, base._replace(position=jnp.arange(100))).token_ids.tolist())) > 80
+    assert len(set(SAMPLE(logits, base._replace(seed=words)).token_ids.tolist())) > 80
+
+
+def test_the_uniforms_are_those_of_jax_random():
+    """Two tokens in one block: the draw is the second number of fold_in(key(seed), position) against their share."""
+    share = 0.3
+    logits = np.tile(np.log([share, 1 - share]).astype(np.float32), (200, 1))
+    tokens = SAMPLE(logits, controls(200, seed=70, position=17)).token_ids
+    keys = [jax.random.fold_in(jax.random.key(70 + row), 17) for row in range(200)]
+    expected = [int(jax.random.uniform(key, (2,))[1] >= share) for key in keys]
+    assert tokens.tolist() == expected
