@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from sarathi_jax import __version__
+from sarathi_jax.cli.gpu_support import has_driver, has_plugin
 from sarathi_jax.cli.options import Parser
 
 EXAMPLES = """  sarathi-jax doctor
@@ -59,6 +60,7 @@ def examine() -> dict[str, Any]:
         "environment": {name: value for name, value in os.environ.items() if name.startswith(("JAX_", "XLA_"))},
         "devices": [],
         "problems": find_problems(versions),
+        "hints": find_hints(is_gpu_here=has_driver(), is_plugin_here=has_plugin()),
     }
     if versions["jax"]:
         add_devices(report)
@@ -82,6 +84,17 @@ def find_problems(versions: dict[str, str | None]) -> list[str]:
     if has_gpu_plugin and versions["jax-triton"] is None:
         problems.append("jax has its CUDA plugin but jax-triton is not installed: pip install 'sarathi-jax[cuda12]'")
     return problems
+
+
+def find_hints(*, is_gpu_here: bool, is_plugin_here: bool) -> list[str]:
+    """What is no fault, but may not be what was meant."""
+    if is_gpu_here and not is_plugin_here:
+        return [
+            "there is an NVIDIA driver, but jax has no CUDA plugin and uses the CPU: pip install 'sarathi-jax[cuda12]'"
+        ]
+    if is_plugin_here and not is_gpu_here:
+        return ["jax has its CUDA plugin, but there is no NVIDIA driver: it uses the CPU"]
+    return []
 
 
 def release(text: str) -> tuple[int, ...]:
@@ -120,4 +133,5 @@ def print_report(report: dict[str, Any]) -> None:
         print(f"device {device['id']}: {device['platform']} {device['kind']}{memory}")
     for name, value in report["environment"].items():
         print(f"{name}={value}")
+    print("".join(f"hint: {text}\n" for text in report["hints"]), end="")
     print("\n".join(f"problem: {text}" for text in report["problems"]) or "nothing stands in the way")

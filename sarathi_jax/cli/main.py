@@ -7,11 +7,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Protocol, cast
 
 from sarathi_jax import __version__
+from sarathi_jax.cli.gpu_support import prefer_cpu_without_gpu
 from sarathi_jax.cli.options import Parser, UsageError, did_you_mean
 from sarathi_jax.errors import EngineError, SarathiError
 
@@ -94,14 +93,6 @@ def run_command(name: str, words: Sequence[str]) -> int:
         return int(printed_help.code or 0)
     prefer_cpu_without_gpu()
     return command.run(args)
-
-
-def prefer_cpu_without_gpu() -> None:
-    """With jax's CUDA plugin installed and no driver, jax logs a long traceback before it falls back to the CPU: say so beforehand."""
-    has_plugin = any(find_spec(name) for name in ("jax_cuda12_plugin", "jax_cuda13_plugin"))
-    has_driver = any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg"))
-    if has_plugin and not has_driver:
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 if __name__ == "__main__":

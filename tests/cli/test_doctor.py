@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sarathi_jax.cli.doctor import NEEDED, OPTIONAL, find_problems, release
+from sarathi_jax.cli.doctor import NEEDED, OPTIONAL, find_hints, find_problems, release
 from sarathi_jax.cli.main import main
 
 HEALTHY: dict[str, str | None] = {**dict.fromkeys(NEEDED, "1.0"), **dict.fromkeys(OPTIONAL), "jax": "0.11.2"}
@@ -29,6 +29,14 @@ def test_a_problem_is_named_with_its_remedy(changes: dict[str, str | None], text
 def test_nothing_is_wrong_with_a_healthy_machine() -> None:
     assert find_problems(HEALTHY) == []
     assert find_problems(HEALTHY | {"jax": "0.11.3"}) == []
+
+
+def test_a_hint_tells_a_gpu_that_is_not_used_and_a_plugin_without_one() -> None:
+    assert "pip install 'sarathi-jax[cuda12]'" in find_hints(is_gpu_here=True, is_plugin_here=False)[0]
+    assert "there is no NVIDIA driver" in find_hints(is_gpu_here=False, is_plugin_here=True)[0]
+    assert (
+        find_hints(is_gpu_here=True, is_plugin_here=True) == find_hints(is_gpu_here=False, is_plugin_here=False) == []
+    )
 
 
 def test_release_reads_the_numbers_alone() -> None:
