@@ -1,7 +1,5 @@
 """Refuses requests that can never be served, with the arithmetic in the message. Knows nothing of what runs now."""
 
-import numpy as np
-
 from sarathi_jax.errors import RequestError
 from sarathi_jax.sampling_params import SamplingParams
 from sarathi_jax.scheduling.limits import SchedulerLimits
@@ -21,18 +19,17 @@ def _check_prompt(request: Request, vocab_size: int) -> None:
             "The prompt must hold at least one token, got none. Pass some text, or a token such as the beginning-of-sequence one.",
             param="prompt",
         )
-    token_ids = np.asarray(request.token_ids)
-    if token_ids.ndim != 1 or token_ids.dtype.kind not in "iu":
+    if set(map(type, request.token_ids)) != {int}:
         raise RequestError(
             f"Prompt token ids must be whole numbers below {vocab_size}, got other values. Pass a list of ints.",
             param="prompt",
         )
-    is_wrong = (token_ids < 0) | (token_ids >= vocab_size)
-    if is_wrong.any():
-        position = int(is_wrong.argmax())
+    if min(request.token_ids) < 0 or max(request.token_ids) >= vocab_size:
+        wrong = ((place, each) for place, each in enumerate(request.token_ids) if not 0 <= each < vocab_size)
+        position, token_id = next(wrong)
         raise RequestError(
-            f"Prompt token ids must be between 0 and {vocab_size - 1} (the vocabulary has {vocab_size}), got "
-            f"{request.token_ids[position]} at position {position}. Tokenize with this model's tokenizer.",
+            f"Prompt token ids must be between 0 and {vocab_size - 1} (the vocabulary has {vocab_size}), got {token_id} at "
+            f"position {position}. Tokenize with this model's tokenizer.",
             param="prompt",
         )
 

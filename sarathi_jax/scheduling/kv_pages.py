@@ -67,6 +67,8 @@ class KVPages:
 
     def register(self, request: Request, num_tokens: int) -> None:
         """Make the full pages among the first `num_tokens` findable. Only for tokens whose step has completed."""
+        if not request.block_chain:
+            return
         num_blocks = num_tokens // self.page_size
         self.cache.extend_chain(request.block_chain, request.token_ids, num_blocks)
         for index in range(request.num_registered_blocks, num_blocks):

@@ -91,7 +91,9 @@ class RequestQueues:
         """Raises: AssertionError, with a sentence, if a request is in no place or in two, or a slot is."""
         parked = [sample for request in self._by_id.values() for sample in request.parked_samples]
         places = Counter(request.request_id for request in (*self._waiting.values(), *self._running, *parked))
-        assert places == Counter(self._by_id), "a live request is in no queue or in two, or an ended one is in a queue"
+        assert places == Counter(list(self._by_id)), (
+            "a live request is in no queue or in two, or an ended one is in a queue"
+        )
         assert all(request.state is RequestState.RUNNING for request in self._running), (
             "a request that does not run is among those that do"
         )

@@ -1,0 +1,84 @@
+"""A small scheduler, requests for it, and a loop that runs it with given tokens."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from sarathi_jax.sampling_params import SamplingParams
+from sarathi_jax.scheduling.request import Request
+from sarathi_jax.scheduling.schedule import Schedule, StepResult
+from sarathi_jax.scheduling.scheduler import Scheduler
+from sarathi_jax.scheduling.token_output import TokenOutput
+
+SMALL: dict[str, Any] = {
+    "num_pages": 64,
+    "page_size": 4,
+    "token_budget": 16,
+    "max_num_seqs": 8,
+    "max_model_len": 128,
+    "vocab_size": 100,
+}
+
+
+def small_scheduler(**options: Any) -> Scheduler:
+    return Scheduler("sarathi", **{**SMALL, **options})
+
+
+def small_request(request_id: str, prompt: int | list[int], max_tokens: int = 8, **options: Any) -> Request:
+    """A prompt given by its length holds 1, 2, 3, ...; other options go to SamplingParams unless Request has them."""
+    prompt = list(range(1, prompt + 1)) if isinstance(prompt, int) else prompt
+    own = {name: options.pop(name) for name in ("eos_token_ids", "cache_salt", "arrival_s") if name in options}
+    sampling = SamplingParams(max_tokens=max_tokens, **options)
+    return Request(request_id, prompt, sampling, seed=0, max_tokens=max_tokens, **{"arrival_s": 0.0, **own})
+
+
+class Stepper:
+    """Runs a scheduler one step at a time, sampling the same token everywhere unless told otherwise."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+
+    def step(self, token_id: int = 7, **result: Any) -> tuple[Schedule, list[TokenOutput]]:
+        """Schedule, run and complete one step."""
+        schedule = self.scheduler.schedule(0.0)
+        assert schedule is not None
+        return schedule, self.complete(schedule, token_id, **result)
+
+    def complete(self, schedule: Schedule, token_id: int = 7, **result: Any) -> list[TokenOutput]:
+        done = replace(StepResult([token_id] * len(schedule.rows)), **result)
+        outputs = self.scheduler.complete(schedule, done, 0.0)
+        self.scheduler.check_integrity()
+        return outputs
+
+    def drain(self) -> list[Schedule]:
+        """Step until nothing is left. Returns: the schedules."""
+        schedules: list[Schedule] = []
+        while self.scheduler.has_unfinished:
+            schedules.append(self.step()[0])
+            assert len(schedules) < 10_000, "the scheduler makes no progress"
+        return schedules
+
+
+@pytest.fixture
+def make_scheduler() -> Callable[..., Scheduler]:
+    return small_scheduler
+
+
+@pytest.fixture
+def make_request() -> Callable[..., Request]:
+    return small_request
+
+
+@pytest.fixture
+def make_stepper() -> Callable[..., Stepper]:
+    """A stepper of a new small scheduler with these requests: `make_stepper(request, ..., token_budget=8)`."""
+
+    def make(*requests: Request, **options: Any) -> Stepper:
+        stepper = Stepper(small_scheduler(**options))
+        for request in requests:
+            stepper.scheduler.add(request)
+        return stepper
+
+    return make
