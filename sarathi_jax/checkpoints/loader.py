@@ -1,10 +1,12 @@
 """Weights onto devices: from a model folder, block by block, each device's shard read alone; or made up at random.
 
-A file is only mapped: what passes through the host's memory at a time is one shard of one parameter or two. Which
+A file is only mapped: what passes through the host's memory at a time is a parameter for each of a few readers. Which
 tensors make which parameter is `sarathi_jax.models`' knowledge."""
 
+import os
 import zlib
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ from sarathi_jax.models.weights import Index, ParamSource
 
 DUMMY_STDDEV = 0.02
 NORM_SUFFIX = ".scale"
+# Each one holds one parameter's shards in host memory at a time.
+NUM_READERS = min(4, os.cpu_count() or 1)
 
 type Parameters = Mapping[str, jax.ShapeDtypeStruct]
 
@@ -46,16 +50,19 @@ def load_params(
     tensors = SafetensorsFolder(folder)
     check_tensors(tensors.folder, tensors.entries, sources, is_head_tied=config.is_head_tied)
     arrays: dict[str, jax.Array] = {}
-    last: jax.Array | None = None
     num_bytes = sum(_num_bytes(struct) for struct in parameters.values())
-    with tqdm(total=num_bytes, desc="weights", unit="B", unit_scale=True, disable=not progress) as bar:
-        for path, struct in parameters.items():
-            arrays[path] = _load_param(path, sources[path], struct, tensors)
-            if last is not None:  # the next read overlaps this copy, and no more than two wait in host memory
-                last.block_until_ready()
-            last = arrays[path]
-            bar.update(_num_bytes(struct))
-    return jax.block_until_ready(arrays)
+
+    def load(path: str) -> jax.Array:
+        return _load_param(path, sources[path], parameters[path], tensors).block_until_ready()
+
+    with (
+        tqdm(total=num_bytes, desc="weights", unit="B", unit_scale=True, disable=not progress) as bar,
+        ThreadPoolExecutor(NUM_READERS, thread_name_prefix="weights") as pool,
+    ):
+        for path, array in zip(parameters, pool.map(load, parameters), strict=True):
+            arrays[path] = array
+            bar.update(_num_bytes(parameters[path]))
+    return arrays
 
 
 def dummy_params(parameters: Parameters, seed: int = 0) -> dict[str, jax.Array]:
@@ -104,10 +111,14 @@ def _load_param(path: str, source: ParamSource, struct: jax.ShapeDtypeStruct, te
 
 
 def _convert(path: str, block: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-    """A copy of its own, so that no array on a device can be a view of the file."""
+    """A copy of its own, so that no array on a device can be a view of the file.
+
+    It stays in the file's order: most blocks are transposed views, which jax's copy to the device turns faster than
+    numpy."""
     with np.errstate(over="ignore"):
-        converted = np.array(block, dtype=dtype, order="C")
-    if jnp.finfo(dtype).max < jnp.finfo(block.dtype).max and np.isinf(converted).any() and not np.isinf(block).any():
+        converted = np.array(block, dtype=dtype, order="K")
+    has_smaller_range = jnp.finfo(dtype).maxexp < jnp.finfo(block.dtype).maxexp
+    if has_smaller_range and np.isinf(converted).any() and not np.isinf(block).any():
         raise ModelError(
             f"{path} must fit into {dtype}, got values up to {float(np.max(np.abs(block))):g}: load it as bfloat16 or"
             " float32."
