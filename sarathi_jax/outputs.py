@@ -75,8 +75,17 @@ class RequestOutput:
 
 @dataclass(frozen=True, slots=True)
 class StreamEvent:
-    """What a sample gained since the event before: text that no later token can change, and the tokens that came."""
+    """What a sample gained in one step.
 
+    text_delta: text that no later token can change; all deltas joined are the sample's text.
+    token_ids: the tokens that came, the one that ended the output included.
+    finish_reason: why the sample ended with this; None while it goes on.
+    output: the whole request, in the event that ends its last sample.
+    """
+
+    request_id: str
+    sample_index: int
     text_delta: str
     token_ids: list[int]
     finish_reason: FinishReason | None = None
+    output: RequestOutput | None = None

@@ -5,8 +5,24 @@ from typing import Protocol
 from sarathi_jax.scheduling.schedule import Schedule, StepResult
 
 
+class StepShape(Protocol):
+    """The fixed shape that a step was padded to."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def num_tokens(self) -> int: ...
+
+    @property
+    def num_rows(self) -> int: ...
+
+
 class StepHandle(Protocol):
     """A step in flight."""
+
+    @property
+    def bucket(self) -> StepShape: ...
 
     def result(self) -> StepResult:
         """Block until the step is done. Raises: EngineError if it failed; the KV cache is then lost and has been made anew, empty."""

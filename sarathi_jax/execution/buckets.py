@@ -1,7 +1,8 @@
 """The fixed shapes that steps are padded to, so that nothing compiles while requests are served.
 
-A bucket is (tokens T, rows S, variant). Decode-only buckets have T = S, powers of two; mixed ones multiples of 128 up to the token budget, which always is
-a bucket itself, and one of 32 tokens for short prompts on an idle engine. Variants differ in what happens to the logits:
+A bucket is (tokens T, rows S, variant). Decode-only buckets have T = S: 1, 4, 16, then doubling up to max_num_seqs. Mixed ones hold 32 tokens (a short prompt on
+an idle engine), then 128 x 1, 2, 3, 4, 6, 8, 12, ..., and exactly the token budget, which every step has while prompts wait. Every size costs a compile at the
+first start, so they are spaced for a padding of a third at most where work grows with size. Variants differ in what happens to the logits:
 
     greedy   argmax alone
     sample   temperature, top-k, top-p, min-p and a draw
@@ -16,6 +17,7 @@ from enum import IntEnum
 from sarathi_jax.config import TOKEN_TILE
 
 SMALL_MIXED = 32
+SPARSE_BELOW = 16
 
 
 class Variant(IntEnum):
@@ -44,10 +46,7 @@ class BucketTable:
     """All buckets of an engine, and the choice among them."""
 
     def __init__(self, token_budget: int, max_num_seqs: int) -> None:
-        decode_sizes = _powers_of_two(max_num_seqs)
-        mixed_sizes = sorted(
-            {*range(TOKEN_TILE, token_budget, TOKEN_TILE), min(SMALL_MIXED, token_budget), token_budget}
-        )
+        decode_sizes, mixed_sizes = _decode_sizes(max_num_seqs), _mixed_sizes(token_budget)
         self.buckets: tuple[Bucket, ...] = tuple(
             Bucket(size, min(size, max_num_seqs), is_decode_only, variant)
             for is_decode_only, sizes in ((True, decode_sizes), (False, mixed_sizes))
@@ -68,11 +67,19 @@ class BucketTable:
         raise AssertionError(f"a schedule of {num_tokens} tokens in {num_rows} rows is larger than the largest bucket")
 
 
-def _powers_of_two(last: int) -> list[int]:
+def _decode_sizes(max_num_seqs: int) -> list[int]:
     sizes = [1]
-    while sizes[-1] < last:
-        sizes.append(min(2 * sizes[-1], last))
+    while sizes[-1] < max_num_seqs:
+        sizes.append(min(sizes[-1] * (4 if sizes[-1] < SPARSE_BELOW else 2), max_num_seqs))
     return sizes
+
+
+def _mixed_sizes(token_budget: int) -> list[int]:
+    sizes, tile = {min(SMALL_MIXED, token_budget), token_budget}, TOKEN_TILE
+    while tile < token_budget:
+        sizes |= {size for size in (tile, tile + tile // 2) if size % TOKEN_TILE == 0 and size < token_budget}
+        tile *= 2
+    return sorted(sizes)
 
 
 def _every_second(sizes: list[int]) -> list[int]:

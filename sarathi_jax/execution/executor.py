@@ -76,7 +76,8 @@ class JaxExecutor:
         if variant_of(row.sampling) is Variant.FULL:
             assert self._state is not None, "the executor is closed"
             context = np.array(row.context_token_ids, np.int32)
-            packed = pack_slot(row.batch_slot, context, row.sampling, self._eos_token_ids, self.geometry)
+            eos_token_ids = () if row.sampling.ignore_eos else self._eos_token_ids
+            packed = pack_slot(row.batch_slot, context, row.sampling, eos_token_ids, self.geometry)
             self._state = self._state._replace(slots=self._programs.set_slot(self._state.slots, packed))
 
     def forget_state(self, generation: int) -> None:
@@ -102,10 +103,6 @@ class JaxStepHandle:
         self._schedule = schedule
         self._out = out
         self._generation = generation
-
-    @property
-    def bucket_name(self) -> str:
-        return self.bucket.name
 
     def result(self) -> StepResult:
         """Wait for the step. Raises: EngineError if it failed; the KV cache is empty then."""

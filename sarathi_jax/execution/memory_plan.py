@@ -34,7 +34,11 @@ class MemoryPlan:
 
     @property
     def needed_bytes(self) -> int:
-        return self.weight_bytes + self.temp_bytes + self.kv_bytes
+        return self.needed_bytes_with(self.temp_bytes)
+
+    def needed_bytes_with(self, temp_bytes: int) -> int:
+        """What it all comes to if programs need this much temporary memory."""
+        return self.weight_bytes + temp_bytes + self.kv_bytes
 
     def describe(self) -> str:
         """The division, in one line."""

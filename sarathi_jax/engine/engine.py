@@ -1,0 +1,189 @@
+"""The engine: prompts in, events out. Checks a request, gives it to the scheduler, runs the loop, and makes text and outputs of what comes.
+
+Knows nothing of devices: any `Executor` will do.
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sarathi_jax.clock import Clock
+from sarathi_jax.engine.executor import Executor
+from sarathi_jax.engine.loop import StepLoop
+from sarathi_jax.engine.records import StepRecord
+from sarathi_jax.engine.sample_output import SampleOutput
+from sarathi_jax.errors import RequestError
+from sarathi_jax.outputs import FinishReason, RequestOutput, StreamEvent, TokenLogprobs
+from sarathi_jax.sampling_params import SamplingParams
+from sarathi_jax.scheduling.request import Request
+from sarathi_jax.scheduling.scheduler import Scheduler, TokenOutput
+from sarathi_jax.text.output_text import OutputText
+from sarathi_jax.text.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int]
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A request that has not ended: its prompt as it came, its samples, and the prompt's log-probabilities so far."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    samples: list[SampleOutput]
+    prompt_logprobs: list[TokenLogprobs | None] | None
+
+    @property
+    def is_finished(self) -> bool:
+        return all(sample.finish_reason is not None for sample in self.samples)
+
+    def output(self) -> RequestOutput:
+        outputs = [sample.completion() for sample in self.samples]
+        return RequestOutput(self.request_id, self.prompt, self.prompt_token_ids, outputs, self.prompt_logprobs)
+
+
+class Engine:
+    """Runs requests. Not safe to share between threads.
+
+    Args:
+      tokenizer: None for a model without one: prompts are token ids then, and outputs have no text.
+      eos_token_ids: tokens that end an output.
+      seed: what seeds are drawn from for requests that bring none.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        executor: Executor,
+        clock: Clock,
+        *,
+        is_overlapped: bool,
+        tokenizer: Tokenizer | None,
+        eos_token_ids: Sequence[int] = (),
+        seed: int = 0,
+    ) -> None:
+        self.loop = StepLoop(scheduler, executor, clock, is_overlapped=is_overlapped)
+        self.clock = clock
+        self._tokenizer = tokenizer
+        self._eos_token_ids = tuple(eos_token_ids)
+        self._seeds = np.random.default_rng(seed)
+        self._numbers = itertools.count()
+        self._entries: dict[str, _Entry] = {}
+        self._sample_entries: dict[str, tuple[_Entry, SampleOutput]] = {}
+
+    @property
+    def scheduler(self) -> Scheduler:
+        return self.loop.scheduler
+
+    @property
+    def records(self) -> deque[StepRecord]:
+        """Of the latest steps, oldest first."""
+        return self.loop.records
+
+    @property
+    def has_unfinished(self) -> bool:
+        return not self.loop.is_idle
+
+    def add_request(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+        arrival_s: float | None = None,
+        cache_salt: str = "",
+    ) -> str:
+        """Queue a request.
+
+        Args:
+          prompt: text, or token ids.
+          params: None is SamplingParams().
+          request_id: None makes one up.
+          arrival_s: on the engine's clock; None is now.
+          cache_salt: KV pages are shared only among requests of the same salt.
+        Returns: its id.
+        Raises: RequestError if it can't be served; nothing has changed then.
+        """
+        params = params or SamplingParams()
+        token_ids = self._token_ids(prompt)
+        if params.stop and self._tokenizer is None:
+            raise RequestError("stop needs a tokenizer, got a model without one: use stop_token_ids.", param="stop")
+        limit = self.scheduler.limits.max_model_len - len(token_ids)
+        request = Request(
+            request_id or f"request-{next(self._numbers)}",
+            token_ids,
+            params,
+            arrival_s=self.clock.now() if arrival_s is None else arrival_s,
+            seed=int(self._seeds.integers(2**63)) if params.seed is None else params.seed,
+            max_tokens=max(limit, 1) if params.max_tokens is None else params.max_tokens,
+            eos_token_ids=self._eos_token_ids,
+            cache_salt=cache_salt,
+        )
+        samples = [SampleOutput(sample, self._new_text(params)) for sample in self.scheduler.add(request)]
+        prompt_logprobs: list[TokenLogprobs | None] | None = None if params.prompt_logprobs is None else [None]
+        text = prompt if isinstance(prompt, str) else None
+        entry = _Entry(request.request_id, text, token_ids, samples, prompt_logprobs)
+        self._entries[entry.request_id] = entry
+        self._sample_entries |= {sample.request.request_id: (entry, sample) for sample in samples}
+        return entry.request_id
+
+    def abort(self, request_id: str) -> list[StreamEvent]:
+        """End a request and all its samples now. An unknown or ended one is no error. Returns: their last events."""
+        self.scheduler.abort(request_id, self.clock.now())
+        entry = self._entries.get(request_id)
+        if entry is None:
+            return []
+        going = [sample for sample in entry.samples if sample.finish_reason is None]
+        deltas = [(sample, sample.end("abort")) for sample in going]
+        return [self._event(entry, sample, delta, []) for sample, delta in deltas]
+
+    def step(self) -> list[StreamEvent]:
+        """Run one turn of the loop. Returns: what each sample gained by it. Raises: EngineError if the engine can't go on."""
+        events = []
+        for output in self.loop.step():
+            found = self._sample_entries.get(output.request.request_id)
+            if found is not None:
+                event = self._take(*found, output)
+                if event is not None:
+                    events.append(event)
+        return events
+
+    def close(self) -> None:
+        """Abort everything and release the executor."""
+        for request_id in list(self._entries):
+            self.abort(request_id)
+        self.loop.executor.close()
+
+    def _token_ids(self, prompt: Prompt) -> list[int]:
+        if not isinstance(prompt, str):
+            return list(prompt)
+        if self._tokenizer is None:
+            raise RequestError(
+                "A text prompt needs a tokenizer, got a model without one: pass token ids.", param="prompt"
+            )
+        return self._tokenizer.encode(prompt)
+
+    def _new_text(self, params: SamplingParams) -> OutputText | None:
+        return None if self._tokenizer is None else OutputText(self._tokenizer, params)
+
+    def _take(self, entry: _Entry, sample: SampleOutput, output: TokenOutput) -> StreamEvent | None:
+        if output.prompt_logprobs is not None and entry.prompt_logprobs is not None:
+            entry.prompt_logprobs += output.prompt_logprobs
+        if output.token_id is None and output.finish_reason is None:
+            return None
+        delta = sample.push(output, self.loop.completed_s)
+        if sample.finish_reason is not None and output.finish_reason is None:
+            self.scheduler.finish(sample.request.request_id, sample.finish_reason, self.loop.completed_s)
+        return self._event(entry, sample, delta, [] if output.token_id is None else [output.token_id])
+
+    def _event(self, entry: _Entry, sample: SampleOutput, delta: str, token_ids: list[int]) -> StreamEvent:
+        reason: FinishReason | None = sample.finish_reason
+        whole = None
+        if reason is not None:
+            self._sample_entries.pop(sample.request.request_id, None)
+            if entry.is_finished:
+                whole = self._entries.pop(entry.request_id).output()
+        return StreamEvent(entry.request_id, sample.request.sample_index, delta, token_ids, reason, whole)

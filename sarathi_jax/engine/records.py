@@ -1,0 +1,42 @@
+"""What each step did: the raw material of benchmarks, timelines and explanations. No text and no tokens in it."""
+
+from dataclasses import dataclass
+
+from sarathi_jax.engine.executor import StepShape
+from sarathi_jax.scheduling.schedule import Schedule
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One step. Times are the engine clock's.
+
+    start_s: when scheduling it began. end_s: when its tokens were on the host. With the overlapped loop, the next step starts before this one ends.
+    num_decode_tokens, num_prefill_tokens: a recomputed token counts as prefill.
+    bucket: the shape it was padded to.
+    """
+
+    step: int
+    start_s: float
+    end_s: float
+    num_decode_tokens: int
+    num_prefill_tokens: int
+    num_rows: int
+    bucket: StepShape
+    num_preemptions: int
+
+
+def record_step(schedule: Schedule, bucket: StepShape, start_s: float, end_s: float) -> StepRecord:
+    """The record of a completed step."""
+    rows = schedule.rows[: schedule.num_decode_rows]
+    # A decode's one token is the last its request has: all else is read, not generated.
+    num_decode_tokens = sum(row.does_sample and row.num_output_tokens > 0 for row in rows)
+    return StepRecord(
+        schedule.step,
+        start_s,
+        end_s,
+        num_decode_tokens,
+        schedule.num_tokens - num_decode_tokens,
+        len(schedule.rows),
+        bucket,
+        len(schedule.preempted_request_ids),
+    )

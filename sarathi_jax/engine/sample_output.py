@@ -1,0 +1,93 @@
+"""One sample of a request as it grows: tokens, text, log-probabilities and the times they came at."""
+
+import itertools
+
+from sarathi_jax.outputs import CompletionOutput, FinishReason, RequestMetrics, TokenLogprobs
+from sarathi_jax.scheduling.request import Request
+from sarathi_jax.scheduling.scheduler import TokenOutput
+from sarathi_jax.text.output_text import OutputText
+
+
+class SampleOutput:
+    """Collects what the scheduler brings of one sample.
+
+    Args:
+      request: the sample, as the scheduler holds it.
+      text: its detokenizer and stop strings; None without a tokenizer.
+    """
+
+    def __init__(self, request: Request, text: OutputText | None) -> None:
+        self.request = request
+        self.finish_reason: FinishReason | None = None
+        self._text = text
+        self._deltas: list[str] = []
+        self._token_ids: list[int] = []
+        self._token_times_s: list[float] = []
+        self._logprobs: list[TokenLogprobs] | None = [] if request.sampling.logprobs is not None else None
+        self._stop_token_id: int | None = None
+
+    def push(self, output: TokenOutput, now_s: float) -> str:
+        """Take in a token. Returns: the text it settles. Afterwards `finish_reason` is set if the sample ended, by the
+        scheduler's judgement or by a stop string that the scheduler has to be told of."""
+        delta = ""
+        if output.token_id is not None:
+            self._token_ids.append(output.token_id)
+            self._token_times_s.append(now_s)
+            if self._logprobs is not None and output.logprobs is not None:
+                self._logprobs.append(output.logprobs)
+            if self._text is not None and output.stop_token_id is None:
+                delta = self._text.push(output.token_id)
+        self._stop_token_id = output.stop_token_id
+        self.finish_reason = output.finish_reason
+        return self._settle(delta)
+
+    def end(self, reason: FinishReason) -> str:
+        """The sample ended without a token, as by an abort. Returns: the text that was held back."""
+        self.finish_reason = reason
+        return self._settle("")
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self._token_ids)
+
+    def completion(self) -> CompletionOutput:
+        """The finished sample."""
+        assert self.finish_reason is not None, "the sample has ended"
+        return CompletionOutput(
+            self.request.sample_index,
+            "".join(self._deltas),
+            list(self._token_ids),
+            self.finish_reason,
+            self._stop_reason(),
+            self._logprobs,
+            self._metrics(),
+        )
+
+    def _settle(self, delta: str) -> str:
+        if self._text is not None:
+            if self.finish_reason is not None and self._text.matched_stop is None:
+                delta += self._text.finish()
+            if self._text.matched_stop is not None:
+                self.finish_reason = "stop"
+        self._deltas.append(delta)
+        return delta
+
+    def _stop_reason(self) -> str | int | None:
+        if self._text is not None and self._text.matched_stop is not None:
+            return self._text.matched_stop
+        is_asked_for = self._stop_token_id in self.request.sampling.stop_token_ids
+        return self._stop_token_id if is_asked_for else None
+
+    def _metrics(self) -> RequestMetrics:
+        request, times = self.request, self._token_times_s
+        arrival_s, first_s, finished_s = request.arrival_s, request.first_scheduled_s, request.finished_s
+        assert finished_s is not None, "the scheduler has ended the request"
+        return RequestMetrics(
+            arrival_s=arrival_s,
+            scheduling_delay_s=None if first_s is None else first_s - arrival_s,
+            ttft_s=times[0] - arrival_s if times else None,
+            tbt_s=[after - before for before, after in itertools.pairwise(times)],
+            e2e_s=finished_s - arrival_s,
+            num_prefix_hit_tokens=request.num_prefix_hit_tokens,
+            num_preemptions=request.num_preemptions,
+        )

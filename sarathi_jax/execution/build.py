@@ -1,0 +1,157 @@
+"""From a model and the engine's options to a running executor: mesh, memory plan, weights and programs, the last two side by side."""
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from sarathi_jax.config import EngineConfig
+from sarathi_jax.errors import CapacityError, ConfigError
+from sarathi_jax.execution.buckets import BucketTable
+from sarathi_jax.execution.compile_ledger import CompileLedger
+from sarathi_jax.execution.device_state import kv_bytes_per_page
+from sarathi_jax.execution.executor import JaxExecutor
+from sarathi_jax.execution.memory_plan import MemoryPlan, device_limit_bytes, plan_memory
+from sarathi_jax.execution.packing import Geometry
+from sarathi_jax.execution.programs import ProgramBuilder, Programs, use_compile_cache
+from sarathi_jax.kernels import registry
+from sarathi_jax.models import ModelConfig
+from sarathi_jax.sharding.model_state import ModelState
+
+logger = logging.getLogger(__name__)
+
+# Memory is planned before the programs tell what they need; when they need more, it is planned again.
+MAX_PLANS = 3
+TEMP_MARGIN = 1.1
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyExecutor:
+    """An executor whose programs are all compiled, and what it was planned from."""
+
+    executor: JaxExecutor
+    geometry: Geometry
+    plan: MemoryPlan
+    ledger: CompileLedger
+    model_state: ModelState
+
+
+def choose_dtype(name: str, config: ModelConfig, mesh: jax.sharding.Mesh) -> jnp.dtype:
+    """The dtype of weights and KV: as asked for; auto is the checkpoint's on a GPU, and float32 on a CPU, which computes nothing else fast."""
+    if name != "auto":
+        return jnp.dtype(name)
+    return jnp.dtype(jnp.float32 if mesh.devices.flat[0].platform == "cpu" else config.dtype)
+
+
+def choose_max_model_len(asked: int | None, config: ModelConfig) -> int:
+    """Raises: ConfigError if a longer request is asked for than the model's positions are good for."""
+    if asked is None:
+        return config.max_position_embeddings
+    if asked > config.max_position_embeddings and config.rope.kind != "dynamic":
+        raise ConfigError(
+            f"max_model_len={asked} must be at most the model's {config.max_position_embeddings} positions: it has never seen later ones. Lower it."
+        )
+    return asked
+
+
+def build_executor(
+    model_state: ModelState,
+    config: EngineConfig,
+    mesh: jax.sharding.Mesh,
+    load: Callable[[], Sequence[jax.Array]],
+    *,
+    progress: bool,
+) -> ReadyExecutor:
+    """Plan the memory, then load weights and compile all programs at the same time.
+
+    Args:
+      load: gives the model's flat tuple of arrays; called once.
+      progress: show bars on standard error.
+    Raises: ConfigError, CapacityError, and what `load` raises.
+    """
+    use_compile_cache(config.compile_cache)
+    dtype = next(iter(model_state.parameters.values())).dtype
+    table = BucketTable(config.token_budget, config.max_num_seqs)
+    planner = _Planner(model_state, config, mesh, jnp.dtype(dtype), table)
+    ledger = CompileLedger()
+    with ThreadPoolExecutor(1, "load") as pool:
+        plan = planner.plan(planner.estimated_temp_bytes())
+        params = pool.submit(load)
+        for _ in range(MAX_PLANS):
+            programs = planner.compile(plan, ledger, progress=progress)
+            if (
+                ledger.max_memory_bytes <= plan.temp_bytes
+                or plan.needed_bytes_with(ledger.max_memory_bytes) <= plan.limit_bytes
+            ):
+                break
+            plan = planner.plan(int(ledger.max_memory_bytes * TEMP_MARGIN))
+        else:
+            raise CapacityError(
+                f"Temporary memory must be as planned, got {ledger.max_memory_bytes} bytes again: lower memory_fraction."
+            )
+        geometry = planner.geometry(plan.num_pages)
+        executor = JaxExecutor(programs, params.result(), table, geometry, model_state.config.eos_token_ids)
+    ledger.mark_ready()
+    logger.info("%s", plan.describe())
+    return ReadyExecutor(executor, geometry, plan, ledger, model_state)
+
+
+@dataclass(frozen=True, slots=True)
+class _Planner:
+    model_state: ModelState
+    config: EngineConfig
+    mesh: jax.sharding.Mesh
+    dtype: jnp.dtype
+    table: BucketTable
+
+    def geometry(self, num_pages: int) -> Geometry:
+        max_model_len = choose_max_model_len(self.config.max_model_len, self.model_state.config)
+        return Geometry(
+            num_pages,
+            self.config.page_size,
+            math.ceil(max_model_len / self.config.page_size),
+            self.config.max_num_seqs,
+            max_model_len,
+            self.model_state.config.vocab_size,
+        )
+
+    def estimated_temp_bytes(self) -> int:
+        """Temporary memory of the largest step, from above: a few arrays of logits, and the widest activations of a layer or two."""
+        model, tensor = self.model_state.config, self.mesh.shape["tensor"]
+        largest = max(self.table.buckets, key=lambda bucket: bucket.num_tokens)
+        logits = 6 * largest.num_rows * model.vocab_size * 4
+        widest = 4 * model.hidden_size + (2 * model.intermediate_size + 6 * model.num_heads * model.head_dim) // tensor
+        return logits + 4 * largest.num_tokens * widest * 4 + (64 << 20)
+
+    def plan(self, temp_bytes: int) -> MemoryPlan:
+        model, config = self.model_state.config, self.config
+        blocks_per_row = self.geometry(0).blocks_per_row
+        return plan_memory(
+            limit_bytes=device_limit_bytes(self.mesh.devices.flat[0], config.memory_fraction),
+            weight_bytes=self.model_state.num_bytes,
+            temp_bytes=temp_bytes,
+            page_bytes=kv_bytes_per_page(model, config.page_size, self.dtype.itemsize, self.mesh.shape["tensor"]),
+            page_size=config.page_size,
+            min_pages=blocks_per_row + 1,
+            max_pages=blocks_per_row * config.max_num_seqs,
+            num_pages=config.num_pages,
+        )
+
+    def compile(self, plan: MemoryPlan, ledger: CompileLedger, *, progress: bool) -> Programs:
+        device = self.mesh.devices.flat[0]
+        attention = registry.choose(
+            "ragged_paged_attention",
+            platform=device.platform,
+            dtype=self.dtype,
+            head_dim=self.model_state.config.head_dim,
+            implementation=self.config.attention,
+        )
+        ledger.entries.clear()
+        builder = ProgramBuilder(
+            self.model_state, self.geometry(plan.num_pages), self.mesh, attention, self.dtype, ledger
+        )
+        return builder.compile_all(self.table.buckets, progress=progress)

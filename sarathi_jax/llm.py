@@ -1,0 +1,257 @@
+"""LLM: a model, its tokenizer and an engine, for offline batches, chat and streams."""
+
+import dataclasses
+import difflib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from sarathi_jax.checkpoints.hub import resolve_model_folder
+from sarathi_jax.checkpoints.loader import dummy_params, load_params
+from sarathi_jax.checkpoints.model_config import read_model_config
+from sarathi_jax.clock import WallClock
+from sarathi_jax.config import EngineConfig
+from sarathi_jax.engine.engine import Engine, Prompt
+from sarathi_jax.errors import ConfigError, ModelNotFoundError, RequestError
+from sarathi_jax.execution.build import ReadyExecutor, build_executor, choose_dtype
+from sarathi_jax.execution.compile_ledger import CompileLedger
+from sarathi_jax.models import ModelConfig
+from sarathi_jax.outputs import RequestOutput, StreamEvent
+from sarathi_jax.sampling_params import SamplingParams
+from sarathi_jax.scheduling.scheduler import Scheduler
+from sarathi_jax.sharding.mesh import make_mesh
+from sarathi_jax.sharding.model_state import abstract_model
+from sarathi_jax.sharding.rules import MEGATRON
+from sarathi_jax.text.chat import encode_chat
+from sarathi_jax.text.chat_template import ChatTemplate
+from sarathi_jax.text.tokenizer import Tokenizer
+
+Prompts = str | Sequence[str] | Sequence[Sequence[int]]
+
+
+class LLM:
+    """A model that is ready to generate.
+
+    Args:
+      model: "demo", a folder in Hugging Face format, or a hub id.
+      progress: show bars while weights load and programs compile; None: if standard error is a terminal.
+      options: fields of EngineConfig.
+    Raises: ConfigError, ModelError, CapacityError.
+
+    Not safe to share between threads; streams and batches of one thread may be mixed.
+    """
+
+    def __init__(self, model: str = "demo", *, progress: bool | None = None, **options: Any) -> None:
+        self.config = _engine_config(model, options)
+        folder = resolve_model_folder(self.config.model)
+        self.model_config = read_model_config(folder)
+        self.tokenizer = _load_tokenizer(folder)
+        self._template = ChatTemplate.from_folder(folder)
+        ready = _build(folder, self.model_config, self.config, sys.stderr.isatty() if progress is None else progress)
+        self.compile_ledger: CompileLedger = ready.ledger
+        self.memory_plan = ready.plan
+        self.engine = _make_engine(ready, self.config, self.tokenizer)
+        self._outputs: dict[str, RequestOutput] = {}
+        self._events: dict[str, list[StreamEvent]] = {}
+
+    def generate(
+        self,
+        prompts: Prompts,
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool = False,
+    ) -> list[RequestOutput]:
+        """Complete prompts.
+
+        Args:
+          prompts: a text, several, or several lists of token ids.
+          params: for all, or one a prompt; None is SamplingParams().
+          progress: show a bar on standard error.
+        Returns: one output a prompt, in their order.
+        Raises: RequestError, naming the prompt, if one can't be served: none is started then. EngineError if the engine fails.
+        """
+        batch = _as_list(prompts)
+        each = _params_of_each(params, len(batch))
+        request_ids = self._add_all(batch, each)
+        try:
+            with tqdm(total=len(batch), desc="generate", unit="request", disable=not progress) as bar:
+                while missing := [each_id for each_id in request_ids if each_id not in self._outputs]:
+                    bar.update(len(batch) - len(missing) - bar.n)
+                    self._step()
+                bar.update(len(batch) - bar.n)
+            return [self._outputs[request_id] for request_id in request_ids]
+        finally:
+            self._forget(request_ids)
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamEvent]:
+        """Complete one prompt, token by token. The request is queued at once; leaving the iteration aborts it.
+
+        Raises: RequestError if the prompt can't be served; EngineError, while iterating, if the engine fails.
+        """
+        request_id = self.engine.add_request(prompt, params)
+        self._events[request_id] = []
+        return self._stream(request_id)
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> RequestOutput:
+        """Answer a conversation: messages with "role" and "content", put into the model's chat template.
+
+        Raises: RequestError if the model has no template, or the template does not take these messages.
+        """
+        return self.generate([self._encode_chat(messages, tools)], params)[0]
+
+    def stream_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Iterator[StreamEvent]:
+        """As `chat`, token by token."""
+        return self.stream(self._encode_chat(messages, tools), params)
+
+    def close(self) -> None:
+        """Abort what runs and release devices and helper processes."""
+        self.engine.close()
+        if self._template is not None:
+            self._template.close()
+
+    def _stream(self, request_id: str) -> Iterator[StreamEvent]:
+        try:
+            is_going = True
+            while is_going:
+                events, self._events[request_id] = self._events[request_id], []
+                for event in events:
+                    is_going = event.output is None
+                    yield event
+                if is_going and not events:
+                    self._step()
+        finally:
+            self._forget([request_id])
+
+    def _step(self) -> None:
+        """One turn of the engine; what it brings others than the caller waits for them."""
+        for event in self.engine.step():
+            if event.request_id in self._events:
+                self._events[event.request_id].append(event)
+            elif event.output is not None:
+                self._outputs[event.request_id] = event.output
+
+    def _add_all(self, prompts: Sequence[Prompt], params: Sequence[SamplingParams]) -> list[str]:
+        request_ids: list[str] = []
+        try:
+            for index, (prompt, each) in enumerate(zip(prompts, params, strict=True)):
+                try:
+                    request_ids.append(self.engine.add_request(prompt, each))
+                except RequestError as error:
+                    raise RequestError(f"Prompt {index}: {error}", param=error.param) from error
+        except BaseException:
+            self._forget(request_ids)
+            raise
+        return request_ids
+
+    def _forget(self, request_ids: Sequence[str]) -> None:
+        """Abort what is not done, and drop what is."""
+        for request_id in request_ids:
+            self.engine.abort(request_id)
+            self._outputs.pop(request_id, None)
+            self._events.pop(request_id, None)
+
+    def _encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
+    ) -> list[int]:
+        if self._template is None or self.tokenizer is None:
+            raise RequestError(
+                f"chat needs a chat template, got {self.config.model} without one: use generate or stream with a prompt of your own.",
+                param="messages",
+            )
+        return encode_chat(self.tokenizer, self._template, messages, tools)
+
+
+def _engine_config(model: str, options: Mapping[str, Any]) -> EngineConfig:
+    names = {field.name for field in dataclasses.fields(EngineConfig)}
+    for name in options:
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            raise ConfigError(
+                f"LLM takes the options {', '.join(sorted(names))}, got {name}"
+                + (f": did you mean {close[0]}?" if close else ".")
+            )
+    return EngineConfig(model=model, **options)
+
+
+def _load_tokenizer(folder: Path) -> Tokenizer | None:
+    try:
+        return Tokenizer.from_folder(folder)
+    except ModelNotFoundError:
+        return None  # prompts are token ids then; text and chat say so
+
+
+def _build(folder: Path, model_config: ModelConfig, config: EngineConfig, progress: bool) -> ReadyExecutor:
+    mesh = make_mesh(config.mesh_shape)
+    state = abstract_model(model_config, choose_dtype(config.dtype, model_config, mesh), mesh, MEGATRON)
+
+    def load() -> Sequence[Any]:
+        if config.load_format == "dummy":
+            return state.flat(dummy_params(state.parameters, config.seed))
+        return state.flat(load_params(folder, model_config, state.parameters, progress=progress))
+
+    return build_executor(state, config, mesh, load, progress=progress)
+
+
+def _make_engine(ready: ReadyExecutor, config: EngineConfig, tokenizer: Tokenizer | None) -> Engine:
+    model_config = ready.model_state.config
+    scheduler = Scheduler(
+        config.policy,
+        num_pages=ready.geometry.num_pages,
+        page_size=config.page_size,
+        token_budget=config.token_budget,
+        max_num_seqs=config.max_num_seqs,
+        max_model_len=ready.geometry.max_model_len,
+        vocab_size=model_config.vocab_size,
+        is_prefix_caching=config.prefix_caching,
+        max_num_partial_prefills=config.max_num_partial_prefills,
+        long_prefill_token_threshold=config.long_prefill_token_threshold,
+        preempt_every_steps=config.preempt_every_steps,
+        is_head_of_line_blocking=config.head_of_line_blocking,
+    )
+    return Engine(
+        scheduler,
+        ready.executor,
+        WallClock(),
+        is_overlapped=config.overlap,
+        tokenizer=tokenizer,
+        eos_token_ids=model_config.eos_token_ids,
+        seed=config.seed,
+    )
+
+
+def _as_list(prompts: Prompts) -> list[Prompt]:
+    if isinstance(prompts, str):
+        return [prompts]
+    batch = list(prompts)
+    if batch and all(isinstance(each, int) for each in batch):
+        raise RequestError(
+            "prompts must be a text, or a list of texts or of lists of token ids, got a list of numbers: wrap it in a list.",
+            param="prompts",
+        )
+    return batch
+
+
+def _params_of_each(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * count
+    if len(params) != count:
+        raise RequestError(
+            f"params must be one for all prompts or one each, got {len(params)} for {count}: pass {count}.",
+            param="params",
+        )
+    return list(params)
