@@ -97,7 +97,7 @@ def test_wrong_limits_are_refused(options: dict[str, Any], message: str, make_sc
 
 
 def test_an_unknown_policy_lists_the_right_ones() -> None:
-    with pytest.raises(ConfigError, match="policy='fifo' is unknown. Choose one of: .*sarathi"):
+    with pytest.raises(ConfigError, match=r"policy='fifo' is unknown\. Choose one of: .*sarathi"):
         make_policy("fifo")
 
 
