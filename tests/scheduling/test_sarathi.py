@@ -10,8 +10,6 @@ from hypothesis import strategies as st
 from sarathi_jax.errors import ConfigError
 from sarathi_jax.sampling_params import SamplingParams
 from sarathi_jax.scheduling.limits import SchedulerLimits
-from sarathi_jax.scheduling.policies.sarathi import SarathiPolicy
-from sarathi_jax.scheduling.policy import View
 from sarathi_jax.scheduling.request import Request
 from sarathi_jax.scheduling.schedule import Schedule, StepResult
 from sarathi_jax.scheduling.scheduler import Scheduler
@@ -238,13 +236,3 @@ def test_at_most_so_many_prompts_are_left_partial(
 def test_no_more_rows_than_max_num_seqs(make_request: Make, make_stepper: Make) -> None:
     stepper = make_stepper(*[make_request(str(index), 1) for index in range(9)], max_num_seqs=3)
     assert len(stepper.step()[0].rows) == 3
-
-
-def test_a_view_with_more_decodes_than_budget_gets_a_plan_within_it(make_request: Make, make_stepper: Make) -> None:
-    # No scheduler has such limits (F2); the policy on its own must not answer with a negative chunk either.
-    stepper = make_stepper(*[make_request(str(index), 2) for index in range(6)], make_request("long", 50))
-    stepper.step()
-    view = stepper.scheduler.view(0.0)
-    limits = SchedulerLimits(num_pages=64, max_model_len=128, vocab_size=100, token_budget=4, max_num_seqs=4)
-    plan = SarathiPolicy().plan(View(0.0, limits, view.running, view.waiting, stepper.scheduler.kv_pages))
-    assert [num_tokens for _, num_tokens in plan.chunks] == [1, 1, 1, 1]
