@@ -9,16 +9,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from sarathi_jax.checkpoints.hub import resolve_model_folder
 from sarathi_jax.checkpoints.loader import dummy_params, load_params
-from sarathi_jax.checkpoints.model_config import read_model_config
+from sarathi_jax.checkpoints.model_source import ModelSource, find_model
 from sarathi_jax.clock import WallClock
 from sarathi_jax.config import EngineConfig
 from sarathi_jax.engine.engine import Engine, Prompt
 from sarathi_jax.errors import ConfigError, ModelNotFoundError, RequestError
-from sarathi_jax.execution.build import ReadyExecutor, build_executor, choose_dtype
+from sarathi_jax.execution.build import EnginePrograms, build_engine, choose_dtype
 from sarathi_jax.execution.compile_ledger import CompileLedger
-from sarathi_jax.models import ModelConfig
+from sarathi_jax.execution.executor import JaxExecutor
 from sarathi_jax.outputs import RequestOutput, StreamEvent
 from sarathi_jax.sampling_params import SamplingParams
 from sarathi_jax.scheduling.scheduler import Scheduler
@@ -46,14 +45,15 @@ class LLM:
 
     def __init__(self, model: str = "demo", *, progress: bool | None = None, **options: Any) -> None:
         self.config = _engine_config(model, options)
-        folder = resolve_model_folder(self.config.model)
-        self.model_config = read_model_config(folder)
-        self.tokenizer = _load_tokenizer(folder)
-        self._template = ChatTemplate.from_folder(folder)
-        ready = _build(folder, self.model_config, self.config, sys.stderr.isatty() if progress is None else progress)
-        self.compile_ledger: CompileLedger = ready.ledger
-        self.memory_plan = ready.plan
-        self.engine = _make_engine(ready, self.config, self.tokenizer)
+        source = find_model(self.config.model, is_dummy=self.config.load_format == "dummy")
+        self.model_config = source.config
+        self.tokenizer = None if source.folder is None else _load_tokenizer(source.folder)
+        self._template = None if source.folder is None else ChatTemplate.from_folder(source.folder)
+        has_bars = sys.stderr.isatty() if progress is None else progress
+        programs, executor = _build(source, self.config, has_bars)
+        self.compile_ledger: CompileLedger = programs.ledger
+        self.memory_plan = programs.plan
+        self.engine = _make_engine(programs, executor, self.config, self.tokenizer)
         self._outputs: dict[str, RequestOutput] = {}
         self._events: dict[str, list[StreamEvent]] = {}
 
@@ -168,9 +168,9 @@ class LLM:
     def _encode_chat(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
     ) -> list[int]:
-        if self._template is None or self.tokenizer is None:
+        if self.tokenizer is None:
             raise RequestError(
-                f"chat needs a chat template, got {self.config.model} without one: use generate or stream with a prompt of your own.",
+                f"A conversation needs a tokenizer, got {self.config.model} without one: use generate with token ids.",
                 param="messages",
             )
         return encode_chat(self.tokenizer, self._template, messages, tools)
@@ -195,27 +195,29 @@ def _load_tokenizer(folder: Path) -> Tokenizer | None:
         return None  # prompts are token ids then; text and chat say so
 
 
-def _build(folder: Path, model_config: ModelConfig, config: EngineConfig, progress: bool) -> ReadyExecutor:
+def _build(source: ModelSource, config: EngineConfig, progress: bool) -> tuple[EnginePrograms, JaxExecutor]:
     mesh = make_mesh(config.mesh_shape)
-    state = abstract_model(model_config, choose_dtype(config.dtype, model_config, mesh), mesh, MEGATRON)
+    state = abstract_model(source.config, choose_dtype(config.dtype, source.config, mesh), mesh, MEGATRON)
 
     def load() -> Sequence[Any]:
-        if config.load_format == "dummy":
+        if config.load_format == "dummy" or source.folder is None:
             return state.flat(dummy_params(state.parameters, config.seed))
-        return state.flat(load_params(folder, model_config, state.parameters, progress=progress))
+        return state.flat(load_params(source.folder, source.config, state.parameters, progress=progress))
 
-    return build_executor(state, config, mesh, load, progress=progress)
+    return build_engine(state, config, mesh, load, progress=progress)
 
 
-def _make_engine(ready: ReadyExecutor, config: EngineConfig, tokenizer: Tokenizer | None) -> Engine:
-    model_config = ready.model_state.config
+def _make_engine(
+    programs: EnginePrograms, executor: JaxExecutor, config: EngineConfig, tokenizer: Tokenizer | None
+) -> Engine:
+    model_config = programs.model_state.config
     scheduler = Scheduler(
         config.policy,
-        num_pages=ready.geometry.num_pages,
+        num_pages=programs.geometry.num_pages,
         page_size=config.page_size,
         token_budget=config.token_budget,
         max_num_seqs=config.max_num_seqs,
-        max_model_len=ready.geometry.max_model_len,
+        max_model_len=programs.geometry.max_model_len,
         vocab_size=model_config.vocab_size,
         is_prefix_caching=config.prefix_caching,
         max_num_partial_prefills=config.max_num_partial_prefills,
@@ -225,7 +227,7 @@ def _make_engine(ready: ReadyExecutor, config: EngineConfig, tokenizer: Tokenize
     )
     return Engine(
         scheduler,
-        ready.executor,
+        executor,
         WallClock(),
         is_overlapped=config.overlap,
         tokenizer=tokenizer,

@@ -43,14 +43,28 @@ class Bucket:
 
 
 class BucketTable:
-    """All buckets of an engine, and the choice among them."""
+    """All buckets of an engine, and the choice among them.
 
-    def __init__(self, token_budget: int, max_num_seqs: int) -> None:
+    Args:
+      variants: those that will be asked for.
+      is_sparse: only the largest sizes: two programs a variant, for one batch rather than for serving.
+    """
+
+    def __init__(
+        self,
+        token_budget: int,
+        max_num_seqs: int,
+        *,
+        variants: tuple[Variant, ...] = tuple(Variant),
+        is_sparse: bool = False,
+    ) -> None:
         decode_sizes, mixed_sizes = _decode_sizes(max_num_seqs), _mixed_sizes(token_budget)
+        if is_sparse:
+            decode_sizes, mixed_sizes = decode_sizes[-1:], mixed_sizes[-1:]
         self.buckets: tuple[Bucket, ...] = tuple(
             Bucket(size, min(size, max_num_seqs), is_decode_only, variant)
             for is_decode_only, sizes in ((True, decode_sizes), (False, mixed_sizes))
-            for variant in Variant
+            for variant in variants
             for size in (_every_second(sizes) if variant is Variant.FULL else sizes)
         )
 

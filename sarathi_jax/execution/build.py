@@ -30,14 +30,20 @@ TEMP_MARGIN = 1.1
 
 
 @dataclass(frozen=True, slots=True)
-class ReadyExecutor:
-    """An executor whose programs are all compiled, and what it was planned from."""
+class EnginePrograms:
+    """Everything that is compiled for an engine, and what it was planned from."""
 
-    executor: JaxExecutor
+    programs: Programs
+    table: BucketTable
     geometry: Geometry
     plan: MemoryPlan
     ledger: CompileLedger
     model_state: ModelState
+
+    def executor(self, params: Sequence[jax.Array]) -> JaxExecutor:
+        """An executor over these parameters, a flat tuple, with an empty KV cache of its own."""
+        eos_token_ids = self.model_state.config.eos_token_ids
+        return JaxExecutor(self.programs, params, self.table, self.geometry, eos_token_ids)
 
 
 def choose_dtype(name: str, config: ModelConfig, mesh: jax.sharding.Mesh) -> jnp.dtype:
@@ -58,14 +64,14 @@ def choose_max_model_len(asked: int | None, config: ModelConfig) -> int:
     return asked
 
 
-def build_executor(
+def build_engine(
     model_state: ModelState,
     config: EngineConfig,
     mesh: jax.sharding.Mesh,
     load: Callable[[], Sequence[jax.Array]],
     *,
     progress: bool,
-) -> ReadyExecutor:
+) -> tuple[EnginePrograms, JaxExecutor]:
     """Plan the memory, then load weights and compile all programs at the same time.
 
     Args:
@@ -73,31 +79,34 @@ def build_executor(
       progress: show bars on standard error.
     Raises: ConfigError, CapacityError, and what `load` raises.
     """
+    table = BucketTable(config.token_budget, config.max_num_seqs)
+    with ThreadPoolExecutor(1, "load") as pool:
+        params = pool.submit(load)
+        programs = compile_engine(model_state, config, mesh, table, progress=progress)
+        executor = programs.executor(params.result())
+    programs.ledger.mark_ready()
+    logger.info("%s", programs.plan.describe())
+    return programs, executor
+
+
+def compile_engine(
+    model_state: ModelState, config: EngineConfig, mesh: jax.sharding.Mesh, table: BucketTable, *, progress: bool
+) -> EnginePrograms:
+    """Plan the memory and compile the table's programs. Raises: ConfigError, CapacityError."""
     use_compile_cache(config.compile_cache)
     dtype = next(iter(model_state.parameters.values())).dtype
-    table = BucketTable(config.token_budget, config.max_num_seqs)
     planner = _Planner(model_state, config, mesh, jnp.dtype(dtype), table)
-    ledger = CompileLedger()
-    with ThreadPoolExecutor(1, "load") as pool:
-        plan = planner.plan(planner.estimated_temp_bytes())
-        params = pool.submit(load)
-        for _ in range(MAX_PLANS):
-            programs = planner.compile(plan, ledger, progress=progress)
-            if (
-                ledger.max_memory_bytes <= plan.temp_bytes
-                or plan.needed_bytes_with(ledger.max_memory_bytes) <= plan.limit_bytes
-            ):
-                break
-            plan = planner.plan(int(ledger.max_memory_bytes * TEMP_MARGIN))
-        else:
-            raise CapacityError(
-                f"Temporary memory must be as planned, got {ledger.max_memory_bytes} bytes again: lower memory_fraction."
-            )
-        geometry = planner.geometry(plan.num_pages)
-        executor = JaxExecutor(programs, params.result(), table, geometry, model_state.config.eos_token_ids)
-    ledger.mark_ready()
-    logger.info("%s", plan.describe())
-    return ReadyExecutor(executor, geometry, plan, ledger, model_state)
+    plan, ledger = planner.plan(planner.estimated_temp_bytes()), CompileLedger()
+    for _ in range(MAX_PLANS):
+        ledger = CompileLedger()
+        programs = planner.compile(plan, ledger, progress=progress)
+        if plan.needed_bytes_with(ledger.max_memory_bytes) <= plan.limit_bytes:
+            return EnginePrograms(programs, table, planner.geometry(plan.num_pages), plan, ledger, model_state)
+        plan = planner.plan(int(ledger.max_memory_bytes * TEMP_MARGIN))
+    raise CapacityError(
+        f"Programs must fit into the memory planned for them, got {ledger.max_memory_bytes} bytes of temporary memory against"
+        f" {plan.temp_bytes}: lower memory_fraction or token_budget."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +159,6 @@ class _Planner:
             head_dim=self.model_state.config.head_dim,
             implementation=self.config.attention,
         )
-        ledger.entries.clear()
         builder = ProgramBuilder(
             self.model_state, self.geometry(plan.num_pages), self.mesh, attention, self.dtype, ledger
         )

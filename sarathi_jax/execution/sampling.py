@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from sarathi_jax.execution.logit_controls import Penalties
-from sarathi_jax.execution.sampling_filters import SamplingControls, kept_weights
+from sarathi_jax.execution.sampling_filters import SamplingControls, kept_weights, smallest_kept
 from sarathi_jax.execution.sampling_row import SamplingColumn
 from sarathi_jax.sampling_params import GREEDY_TEMPERATURE
 
@@ -34,8 +34,7 @@ def sample(logits: jax.Array, controls: SamplingControls) -> Sampled:
     """One draw per row of f32[R, V]; rows whose temperature is below GREEDY_TEMPERATURE are greedy."""
     max_logits = _row_max(logits)
     most_likely = _greedy(logits, max_logits)
-    safe_max = jnp.where(most_likely.is_finite, max_logits, 0.0)
-    drawn = _draw(kept_weights(logits, safe_max, controls), _uniforms(controls))
+    drawn = _draw(logits, jnp.where(most_likely.is_finite, max_logits, 0.0), controls)
     is_drawn = most_likely.is_finite & (controls.temperature >= GREEDY_TEMPERATURE)
     return Sampled(jnp.where(is_drawn, drawn, most_likely.token_ids), most_likely.is_finite)
 
@@ -69,7 +68,7 @@ def unpack_sampling_rows(rows: jax.Array, positions: jax.Array) -> tuple[Samplin
 
 
 def _row_max(logits: jax.Array) -> jax.Array:
-    """f32[R]; +inf where there is a NaN, whatever a backend's maximum makes of NaN."""
+    """f32[R]; +inf where there is a NaN, which the maximum of a row alone may pass over: on a CPU it does."""
     return jnp.max(jnp.where(jnp.isnan(logits), jnp.inf, logits), axis=1)
 
 
@@ -95,15 +94,22 @@ def _uniforms(controls: SamplingControls) -> jax.Array:
     return jax.vmap(row_uniforms)(controls.seed, controls.position)
 
 
-def _draw(weights: jax.Array, uniforms: jax.Array) -> jax.Array:
-    """i32[R]: a column of f32[R, V] with probability proportional to its weight, by two numbers in [0, 1) a row."""
-    num_rows, vocab_size = weights.shape
+def _draw(logits: jax.Array, max_logits: jax.Array, controls: SamplingControls) -> jax.Array:
+    """i32[R]: a column of f32[R, V] with the probability that its logit has after temperature and filters."""
+    num_rows, vocab_size = logits.shape
     num_blocks = -(-vocab_size // _BLOCK)
-    weights = jnp.pad(weights, ((0, 0), (0, num_blocks * _BLOCK - vocab_size)))
-    blocks = weights.reshape(num_rows, num_blocks, _BLOCK)
-    block = _pick(jnp.sum(blocks, axis=2), uniforms[:, 0])
-    inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
-    return jnp.minimum(block * _BLOCK + _pick(inside, uniforms[:, 1]), vocab_size - 1)
+    thresholds, uniforms = smallest_kept(logits, max_logits, controls), _uniforms(controls)
+
+    def weights_of(logits: jax.Array) -> jax.Array:
+        return kept_weights(logits, max_logits, controls.temperature, thresholds)
+
+    weights = jnp.pad(weights_of(logits), ((0, 0), (0, num_blocks * _BLOCK - vocab_size)))
+    blocks = jnp.sum(weights.reshape(num_rows, num_blocks, _BLOCK), axis=2)
+    columns = _pick(blocks, uniforms[:, 0])[:, None] * _BLOCK + jnp.arange(_BLOCK, dtype=jnp.int32)[None, :]
+    # The logits are read again, not the weights, which then need not be stored.
+    inside = jnp.take_along_axis(logits, columns, axis=1, mode="fill", fill_value=-jnp.inf)
+    place = _pick(weights_of(inside), uniforms[:, 1])
+    return jnp.minimum(jnp.take_along_axis(columns, place[:, None], axis=1)[:, 0], vocab_size - 1)
 
 
 def _pick(weights: jax.Array, uniforms: jax.Array) -> jax.Array:

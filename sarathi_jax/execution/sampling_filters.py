@@ -41,34 +41,37 @@ class SamplingControls(NamedTuple):
     position: jax.Array
 
 
-def kept_weights(logits: jax.Array, max_logits: jax.Array, controls: SamplingControls) -> jax.Array:
-    """Unnormalised probabilities after temperature and filters; 0 for a token that must not be drawn.
+def smallest_kept(logits: jax.Array, max_logits: jax.Array, controls: SamplingControls) -> jax.Array:
+    """f32[R]: the smallest logit that passes the row's filters; -inf if it has none.
 
     Args:
       logits: f32[R, V], without NaN or +inf in the rows that matter. -inf is a token of probability 0.
       max_logits: f32[R], finite; the largest logit of each row.
-      controls: of R rows. Greedy rows get the weights of temperature GREEDY_TEMPERATURE, and no top-k or top-p.
-    Returns: f32[R, V], 1 for the largest logit.
+      controls: of R rows. Top-k and top-p are ignored in greedy rows.
     """
     is_drawn = controls.temperature >= GREEDY_TEMPERATURE
     temperature = jnp.maximum(controls.temperature, GREEDY_TEMPERATURE)
     top_k = jnp.where(is_drawn & (controls.top_k < logits.shape[1]), controls.top_k, 0)
     top_p = jnp.where(is_drawn, controls.top_p, 1.0)
-    # Out of the branch comes one number a row: the branch not taken then copies nothing of the vocabulary's width.
     thresholds = lax.cond(
         jnp.any((top_k > 0) | (top_p < 1.0)),
-        lambda: _smallest_kept(logits, max_logits, temperature, top_k, top_p),
+        lambda: _top_k_and_p(logits, max_logits, temperature, top_k, top_p),
         lambda: jnp.full_like(max_logits, -jnp.inf),
     )
-    thresholds = jnp.maximum(thresholds, max_logits + temperature * jnp.log(controls.min_p))
-    return jnp.where(logits >= thresholds[:, None], _weights(logits, max_logits, temperature), 0.0)
+    return jnp.maximum(thresholds, max_logits + temperature * jnp.log(controls.min_p))
 
 
-def _weights(logits: jax.Array, max_logits: jax.Array, temperature: jax.Array) -> jax.Array:
-    return jnp.exp((logits - max_logits[:, None]) / temperature[:, None])
+def kept_weights(logits: jax.Array, max_logits: jax.Array, temperature: jax.Array, thresholds: jax.Array) -> jax.Array:
+    """Unnormalised probabilities f32[R, N] of any columns f32[R, N] of the logits: 1 for the largest one, 0 below the row's threshold.
+
+    One elementwise expression, meant to be fused into what reads it. Temperatures below GREEDY_TEMPERATURE count as that.
+    """
+    temperature = jnp.maximum(temperature, GREEDY_TEMPERATURE)
+    weights = jnp.exp((logits - max_logits[:, None]) / temperature[:, None])
+    return jnp.where(logits >= thresholds[:, None], weights, 0.0)
 
 
-def _smallest_kept(
+def _top_k_and_p(
     logits: jax.Array, max_logits: jax.Array, temperature: jax.Array, top_k: jax.Array, top_p: jax.Array
 ) -> jax.Array:
     """f32[R]: the smallest logit that is kept by top-k (if above 0), and then by top-p (if below 1) of the rest."""
@@ -81,7 +84,7 @@ def _smallest_kept(
 
     block_ids = _leading_blocks(logits)
     kth_logits = _search(has_k, logits, block_ids, (jnp.full_like(max_logits, -jnp.inf), max_logits), top_k > 0)
-    weights = jnp.where(logits >= kth_logits[:, None], _weights(logits, max_logits, temperature), 0.0)
+    weights = kept_weights(logits, max_logits, temperature, kth_logits)
     target = top_p * jnp.sum(weights, axis=1)
     last_weights = _search(has_mass, weights, block_ids, (jnp.zeros_like(top_p), jnp.ones_like(top_p)), top_p < 1.0)
     last_logits = jnp.min(jnp.where(weights >= last_weights[:, None], logits, jnp.inf), axis=1)
