@@ -234,11 +234,12 @@ class Request:
     def append_sampled(self, token_id: int) -> FinishReason | None:
         """A pending token's value arrived. Returns: why it ends the output, or None."""
         self.num_pending_tokens -= 1
-        self.token_ids.append(token_id)
-        num_known_tokens = len(self.token_ids)
-        if token_id in self.stop_token_ids and num_known_tokens - self.num_prompt_tokens > self.sampling.min_tokens:
+        token_ids = self.token_ids
+        token_ids.append(token_id)
+        num_output_tokens = len(token_ids) - self.num_prompt_tokens
+        if token_id in self.stop_token_ids and num_output_tokens > self.sampling.min_tokens:
             return "stop"
-        return "length" if num_known_tokens >= self.max_num_tokens else None
+        return "length" if num_output_tokens >= self.max_tokens else None
 
     def forget_pending(self) -> None:
         """Steps in flight were lost: what they would have sampled does not come."""

@@ -172,7 +172,7 @@ class Scheduler:
             return None
 
         one_token = [chunk for chunk in plan.chunks if chunk[1] == 1]
-        longer = [chunk for chunk in plan.chunks if chunk[1] != 1]
+        longer = [chunk for chunk in plan.chunks if chunk[1] != 1] if len(one_token) < len(plan.chunks) else []
         num_tokens = len(one_token) + sum(num_chunk_tokens for _, num_chunk_tokens in longer)
         assert num_tokens <= self.limits.token_budget, (
             f"the policy planned {num_tokens} tokens, over the budget of {self.limits.token_budget}"
@@ -197,27 +197,29 @@ class Scheduler:
             f"step {schedule.step} is not the oldest one in flight: results are taken once, in order"
         )
         _, requests = self._in_flight.popleft()
-        failed = self._failed_rows(schedule, result)
-        outputs: list[TokenOutput] = []
-        for index, (request, row) in enumerate(zip(requests, schedule.rows, strict=True)):
+        outputs = self._end_failed(requests, schedule, result, now_s)
+        finished, new_output = RequestState.FINISHED, tuple.__new__
+        for index, (request, row, token_id) in enumerate(zip(requests, schedule.rows, result.token_ids, strict=True)):
             request.num_in_flight_rows -= 1
-            if request.state is RequestState.FINISHED:
-                continue
-            if failed and index in failed:
-                self.kv_pages.distrust(request)
-                self._end(request, "error", now_s)
-                outputs.append(TokenOutput(request, request.sample_index, None, finish_reason="error"))
+            if request.state is finished:
                 continue
             if row.start + row.num_tokens >= request.next_block_end:
                 self.kv_pages.register(request, row.start + row.num_tokens)
-            prompt_logprobs = None
-            if result.prompt_logprobs is not None:
-                prompt_logprobs = _new_prompt_logprobs(request, row, result.prompt_logprobs[index])
-            if row.does_sample:
-                logprobs = None if result.logprobs is None else result.logprobs[index]
-                outputs.append(self._take_token(request, result.token_ids[index], logprobs, prompt_logprobs, now_s))
-            elif prompt_logprobs:
-                outputs.append(TokenOutput(request, request.sample_index, None, None, prompt_logprobs))
+            given = None if result.prompt_logprobs is None else result.prompt_logprobs[index]
+            prompt_logprobs = _new_prompt_logprobs(request, row, given) if given else None
+            if not row.does_sample:
+                if prompt_logprobs:
+                    outputs.append(TokenOutput(request, request.sample_index, None, None, prompt_logprobs))
+                continue
+            if request.first_token_s is None or request.parked_samples:
+                self._take_first_token(request, now_s)
+            reason = request.append_sampled(token_id)
+            if reason is not None:
+                self._end(request, reason, now_s)
+            logprobs = None if result.logprobs is None else result.logprobs[index]
+            stop_token_id = token_id if reason == "stop" else None
+            output = (request, request.sample_index, token_id, logprobs, prompt_logprobs, reason, stop_token_id)
+            outputs.append(new_output(TokenOutput, output))
         return outputs
 
     def fail_step(self, schedule: Schedule) -> None:
@@ -294,39 +296,30 @@ class Scheduler:
                 request.num_pending_tokens += 1
         return tuple(rows)
 
-    def _failed_rows(self, schedule: Schedule, result: StepResult) -> set[int]:
-        """Rows whose logits were not finite, or whose token is none of the vocabulary."""
+    def _end_failed(
+        self, requests: Sequence[Request], schedule: Schedule, result: StepResult, now_s: float
+    ) -> list[TokenOutput]:
+        """End each request whose logits were not finite, or whose token is none of the vocabulary."""
         token_ids, is_finite, vocab_size = result.token_ids, result.is_finite, self.limits.vocab_size
+        outputs: list[TokenOutput] = []
         if (is_finite is None or all(is_finite)) and min(token_ids) >= 0 and max(token_ids) < vocab_size:
-            return set()
-        return {
-            index
-            for index, row in enumerate(schedule.rows)
-            if (is_finite is not None and not is_finite[index])
-            or (row.does_sample and not 0 <= token_ids[index] < vocab_size)
-        }
+            return outputs
+        for index, (request, row) in enumerate(zip(requests, schedule.rows, strict=True)):
+            is_wrong = row.does_sample and not 0 <= token_ids[index] < vocab_size
+            is_wrong = is_wrong or (is_finite is not None and not is_finite[index])
+            if is_wrong and not request.is_finished:
+                self.kv_pages.distrust(request)
+                self._end(request, "error", now_s)
+                outputs.append(TokenOutput(request, request.sample_index, None, finish_reason="error"))
+        return outputs
 
-    def _take_token(
-        self,
-        request: Request,
-        token_id: int,
-        logprobs: TokenLogprobs | None,
-        prompt_logprobs: list[TokenLogprobs] | None,
-        now_s: float,
-    ) -> TokenOutput:
-        """Append a sampled token. A request that was preempted while its row was in flight keeps it too."""
+    def _take_first_token(self, request: Request, now_s: float) -> None:
+        """The prompt is computed: its other samples can share the pages, if they are still there."""
         if request.first_token_s is None:
             request.first_token_s = now_s
-        if request.parked_samples and request.state is RequestState.RUNNING:
+        if request.state is RequestState.RUNNING:
             for sample in self._queues.unpark(request):
                 self.kv_pages.fork(request, sample)
-        reason = request.append_sampled(token_id)
-        if reason is not None:
-            self._end(request, reason, now_s)
-        stop_token_id = token_id if reason == "stop" else None
-        return tuple.__new__(
-            TokenOutput, (request, request.sample_index, token_id, logprobs, prompt_logprobs, reason, stop_token_id)
-        )
 
     def _force_preemption(self) -> None:
         """For tests: every k-th step the youngest request that got a token since its admission starts over. So each admission brings a token."""
@@ -360,12 +353,8 @@ class Scheduler:
         check_scheduler(self._queues, self.kv_pages, [requests for _, requests in self._in_flight])
 
 
-def _new_prompt_logprobs(
-    request: Request, row: ScheduledRow, given: list[TokenLogprobs] | None
-) -> list[TokenLogprobs] | None:
+def _new_prompt_logprobs(request: Request, row: ScheduledRow, given: list[TokenLogprobs]) -> list[TokenLogprobs] | None:
     """Those of a row's prompt log-probabilities that were not delivered before a preemption; None if there are none."""
-    if not given:
-        return None
     new = given[max(0, request.num_prompt_logprobs - row.start) :]
     request.num_prompt_logprobs += len(new)
     return new or None
