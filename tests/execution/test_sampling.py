@@ -42,6 +42,11 @@ def controls(
     )
 
 
+def rows_are(place: int, column: Any) -> np.ndarray:
+    """bool[64] or bool[64, 1]: true in one row."""
+    return (np.arange(64) == place).reshape(64, *[1] * (column.ndim - 1))
+
+
 def oracle_probabilities(
     logits: Any, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
 ):
@@ -75,9 +80,9 @@ def test_greedy_is_the_largest_logit(vocab_size: int):
 
 
 def test_greedy_takes_the_lowest_id_of_equal_logits():
-    logits = np.array([[0, 3, 1, 3], [2, 2, 2, 2], [-1, -np.inf, -1, -1]], np.float32)
-    assert GREEDY(logits).token_ids.tolist() == [1, 0, 0]
-    assert SAMPLE(logits, controls(3, temperature=0)).token_ids.tolist() == [1, 0, 0]
+    logits = np.array([[0, 3, 3], [2, 2, 2], [-1, -np.inf, -1], [-np.inf, -5, -5], [3, 0, 3], [0, 0, 1]], np.float32)
+    assert GREEDY(logits).token_ids.tolist() == [1, 0, 0, 1, 0, 2]
+    assert SAMPLE(logits, controls(6, temperature=0)).token_ids.tolist() == [1, 0, 0, 1, 0, 2]
 
 
 @pytest.mark.parametrize("run", [GREEDY, lambda x: SAMPLE(x, controls(len(x), top_k=2, top_p=0.5, min_p=0.1))])
@@ -90,11 +95,14 @@ def test_broken_rows_are_named_and_harm_no_other(run: Any):
     assert all(0 <= token < 3 for token in result.token_ids.tolist())
 
 
-def test_nan_is_seen_wherever_it_stands():
-    logits = np.tile(RNG(0).normal(size=257).astype(np.float32), (257, 1))
-    logits[np.arange(257), np.arange(257)] = np.nan
+@pytest.mark.parametrize("first", [0, 64, 128, 136])
+@pytest.mark.parametrize("nan", [np.float32("nan"), -np.float32("nan")])
+def test_nan_is_seen_wherever_it_stands(first: int, nan: np.float32):
+    """A vectorised maximum may pass over it."""
+    logits = RNG(0).normal(size=(64, 200)).astype(np.float32)
+    logits[np.arange(64), first + np.arange(64)] = nan
     assert not GREEDY(logits).is_finite.any()
-    assert not SAMPLE(logits, controls(257)).is_finite.any()
+    assert not SAMPLE(logits, controls(64)).is_finite.any()
 
 
 def test_greedy_rows_stay_greedy_in_a_mixed_batch():
@@ -108,17 +116,17 @@ def test_greedy_rows_stay_greedy_in_a_mixed_batch():
 
 @pytest.mark.parametrize("temperature", [2e-5, 1e-3])
 def test_tiny_temperature_takes_the_largest(temperature: float):
-    logits = RNG(2).normal(size=(32, 500)).astype(np.float32)
-    tokens = SAMPLE(logits * 1e4, controls(32, temperature=temperature)).token_ids
+    logits = RNG(2).normal(size=(64, 200)).astype(np.float32)
+    tokens = SAMPLE(logits * np.float32(1e4), controls(64, temperature=temperature)).token_ids
     np.testing.assert_array_equal(tokens, np.argmax(logits, axis=1))
 
 
 def test_extreme_logits_are_drawn_without_overflow():
-    logits = np.array([[3e38, -3e38, 3e38], [-3e38, -3.1e38, -np.inf], [1e-45, -np.inf, -np.inf]], np.float32)
-    result = SAMPLE(logits, controls(3, temperature=100.0, top_p=0.99))
+    logits = np.array([[3e38, -3e38, 3e38], [-3e38, -3.1e38, -np.inf], [1e-45, -np.inf, -np.inf]] * 2, np.float32)
+    result = SAMPLE(logits, controls(6, temperature=[100.0] * 3 + [1e-5] * 3, top_p=0.99))
     assert result.is_finite.all()
-    assert result.token_ids[0] in (0, 2)
-    assert result.token_ids[1:].tolist() == [0, 0]
+    assert set(result.token_ids[::3].tolist()) <= {0, 2}
+    assert result.token_ids.tolist()[1:3] + result.token_ids.tolist()[4:] == [0] * 4
 
 
 CASES = {
@@ -145,35 +153,35 @@ def test_draws_follow_the_distribution(vocab_size: int, options: dict[str, Any])
 
 
 def test_draws_at_successive_positions_follow_the_distribution():
-    logits = RNG(5).normal(size=40).astype(np.float32)
+    logits = RNG(5).normal(size=20).astype(np.float32)
     tokens = SAMPLE(
         np.tile(logits, (24_000, 1)), controls(24_000, seed=np.full(24_000, 9), position=np.arange(24_000))
     ).token_ids
-    counts = np.bincount(tokens, minlength=40)
+    counts = np.bincount(tokens, minlength=20)
     assert abs(chi_square_excess(counts, oracle_probabilities(logits))) < 4
-    pairs = np.bincount(np.asarray(tokens[:-1]) * 40 + np.asarray(tokens[1:]), minlength=1600)
+    pairs = np.bincount(np.asarray(tokens[:-1]) * 20 + np.asarray(tokens[1:]), minlength=400)
     assert abs(chi_square_excess(pairs, np.outer(counts, counts).ravel() / 24_000**2)) < 5
 
 
 def test_a_token_of_no_probability_is_never_drawn():
-    logits = np.full((4000, 1000), -np.inf, np.float32)
-    rows = np.arange(4000)
-    logits[rows, rows % 1000], logits[rows, (rows * 7 + 1) % 1000] = 0.0, -1.0
-    tokens = np.asarray(SAMPLE(logits, controls(4000)).token_ids)
+    logits = np.full((24_000, 333), -np.inf, np.float32)
+    rows = np.arange(24_000)
+    logits[rows, rows % 333], logits[rows, (rows * 7 + 1) % 333] = 0.0, -1.0
+    tokens = np.asarray(SAMPLE(logits, controls(24_000)).token_ids)
     assert np.isfinite(logits[rows, tokens]).all()
     assert (logits[rows, tokens] == -1).any()
 
 
 def test_rare_tokens_are_drawn_at_their_rate():
-    logits = np.full(300, np.float32(np.log(1e-5)))
+    logits = np.full(333, np.float32(np.log(1e-5)))
     logits[150] = 0.0
     tokens = np.asarray(SAMPLE(np.tile(logits, (24_000, 1)), controls(24_000)).token_ids)
     rare = tokens[tokens != 150]
-    assert abs(len(rare) - 24_000 * 299e-5) < 4 * np.sqrt(72)
+    assert abs(len(rare) - 24_000 * 332e-5) < 4 * np.sqrt(80)
     assert len(set(rare.tolist())) > len(rare) / 2
 
 
-@given(st.integers(0, 63), st.integers(0, 2**31 - 1), st.sampled_from([13, 200, 1000]), st.data())
+@given(st.integers(0, 63), st.integers(0, 2**31 - 1), st.sampled_from([13, 200]), st.data())
 def test_a_row_alone_or_anywhere_in_a_batch_draws_the_same(place: int, seed: int, vocab_size: int, data: st.DataObject):
     logits = RNG(seed).normal(size=(64, vocab_size)).astype(np.float32) * 3
     options = {
@@ -185,24 +193,24 @@ def test_a_row_alone_or_anywhere_in_a_batch_draws_the_same(place: int, seed: int
     others = {"temperature": RNG(1).uniform(0, 2, 64), "top_k": RNG(2).integers(0, 9, 64), "top_p": RNG(3).random(64)}
     batch = controls(64, **others, seed=RNG(seed).integers(0, 2**31, 64), position=np.arange(64))
     alone = controls(1, **options, seed=np.array([seed]), position=place)
-    mixed = jax.tree.map(lambda many, one: many.at[place].set(one[0]), batch, alone)
+    mixed = jax.tree.map(lambda many, one: np.where(rows_are(place, many), one, many), batch, alone)
     assert SAMPLE(logits, mixed).token_ids[place] == SAMPLE(logits[place : place + 1], alone).token_ids[0]
 
 
 def test_seed_and_position_both_matter():
-    logits = np.zeros((100, 1000), np.float32)
-    base = controls(100, seed=np.full(100, 5), position=np.full(100, 5))
-    words = jnp.asarray(np.stack([np.full(100, 5), np.arange(100)], axis=1).astype(np.uint32))
+    logits = np.zeros((64, 200), np.float32)
+    base = controls(64, seed=np.full(64, 5), position=np.full(64, 5))
+    words = np.stack([np.full(64, 5), np.arange(64)], axis=1).astype(np.uint32)
     assert len(set(SAMPLE(logits, base).token_ids.tolist())) == 1
-    assert len(set(SAMPLE(logits, base._replace(position=jnp.arange(100))).token_ids.tolist())) > 80
-    assert len(set(SAMPLE(logits, base._replace(seed=words)).token_ids.tolist())) > 80
+    assert len(set(SAMPLE(logits, base._replace(position=np.arange(64, dtype=np.int32))).token_ids.tolist())) > 40
+    assert len(set(SAMPLE(logits, base._replace(seed=words)).token_ids.tolist())) > 40
 
 
 def test_the_uniforms_are_those_of_jax_random():
     """Two tokens in one block: the draw is the second number of fold_in(key(seed), position) against their share."""
-    share = 0.3
-    logits = np.tile(np.log([share, 1 - share]).astype(np.float32), (200, 1))
-    tokens = SAMPLE(logits, controls(200, seed=70, position=17)).token_ids
-    keys = [jax.random.fold_in(jax.random.key(70 + row), 17) for row in range(200)]
-    expected = [int(jax.random.uniform(key, (2,))[1] >= share) for key in keys]
-    assert tokens.tolist() == expected
+    logits = np.full((64, 200), -np.inf, np.float32)
+    logits[:, [3, 90]] = np.log([0.3, 0.7])
+    tokens = SAMPLE(logits, controls(64, seed=70, position=17)).token_ids
+    keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 17))(70 + np.arange(64))
+    uniforms = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
+    assert tokens.tolist() == np.where(uniforms[:, 1] < 0.3, 3, 90).tolist()
