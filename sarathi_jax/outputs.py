@@ -73,8 +73,7 @@ class RequestOutput:
         return self.outputs[0].metrics
 
 
-@dataclass(frozen=True, slots=True)
-class StreamEvent:
+class StreamEvent(NamedTuple):
     """What a sample gained in one step.
 
     text_delta: text that no later token can change; all deltas joined are the sample's text.

@@ -16,10 +16,10 @@ from sarathi_jax.engine.loop import StepLoop
 from sarathi_jax.engine.records import StepRecord
 from sarathi_jax.engine.sample_output import SampleOutput
 from sarathi_jax.errors import RequestError
-from sarathi_jax.outputs import FinishReason, RequestOutput, StreamEvent, TokenLogprobs
+from sarathi_jax.outputs import RequestOutput, StreamEvent, TokenLogprobs
 from sarathi_jax.sampling_params import SamplingParams
 from sarathi_jax.scheduling.request import Request
-from sarathi_jax.scheduling.scheduler import Scheduler, TokenOutput
+from sarathi_jax.scheduling.scheduler import Scheduler
 from sarathi_jax.text.output_text import OutputText
 from sarathi_jax.text.tokenizer import Tokenizer
 
@@ -138,17 +138,29 @@ class Engine:
             return []
         going = [sample for sample in entry.samples if sample.finish_reason is None]
         deltas = [(sample, sample.end("abort")) for sample in going]
-        return [self._event(entry, sample, delta, []) for sample, delta in deltas]
+        return [self._last_event(entry, sample, delta, []) for sample, delta in deltas]
 
     def step(self) -> list[StreamEvent]:
         """Run one turn of the loop. Returns: what each sample gained by it. Raises: EngineError if the engine can't go on."""
-        events = []
-        for output in self.loop.step():
+        events: list[StreamEvent] = []
+        outputs, now_s = self.loop.step(), self.loop.completed_s
+        for output in outputs:
             found = self._sample_entries.get(output.request.request_id)
-            if found is not None:
-                event = self._take(*found, output)
-                if event is not None:
-                    events.append(event)
+            if found is None:
+                continue
+            entry, sample = found
+            if output.prompt_logprobs is not None and entry.prompt_logprobs is not None:
+                entry.prompt_logprobs += output.prompt_logprobs
+            token_ids = [] if output.token_id is None else [output.token_id]
+            if not token_ids and output.finish_reason is None:
+                continue
+            delta = sample.push(output, now_s)
+            if sample.finish_reason is None:
+                events.append(StreamEvent(entry.request_id, sample.index, delta, token_ids))
+            else:
+                if output.finish_reason is None:  # a stop string, which the scheduler can't see
+                    self.scheduler.finish(sample.request.request_id, sample.finish_reason, now_s)
+                events.append(self._last_event(entry, sample, delta, token_ids))
         return events
 
     def close(self) -> None:
@@ -169,21 +181,8 @@ class Engine:
     def _new_text(self, params: SamplingParams) -> OutputText | None:
         return None if self._tokenizer is None else OutputText(self._tokenizer, params)
 
-    def _take(self, entry: _Entry, sample: SampleOutput, output: TokenOutput) -> StreamEvent | None:
-        if output.prompt_logprobs is not None and entry.prompt_logprobs is not None:
-            entry.prompt_logprobs += output.prompt_logprobs
-        if output.token_id is None and output.finish_reason is None:
-            return None
-        delta = sample.push(output, self.loop.completed_s)
-        if sample.finish_reason is not None and output.finish_reason is None:
-            self.scheduler.finish(sample.request.request_id, sample.finish_reason, self.loop.completed_s)
-        return self._event(entry, sample, delta, [] if output.token_id is None else [output.token_id])
-
-    def _event(self, entry: _Entry, sample: SampleOutput, delta: str, token_ids: list[int]) -> StreamEvent:
-        reason: FinishReason | None = sample.finish_reason
-        whole = None
-        if reason is not None:
-            self._sample_entries.pop(sample.request.request_id, None)
-            if entry.is_finished:
-                whole = self._entries.pop(entry.request_id).output()
-        return StreamEvent(entry.request_id, sample.request.sample_index, delta, token_ids, reason, whole)
+    def _last_event(self, entry: _Entry, sample: SampleOutput, delta: str, token_ids: list[int]) -> StreamEvent:
+        """A sample ended, and with the last one the request."""
+        self._sample_entries.pop(sample.request.request_id)
+        whole = self._entries.pop(entry.request_id).output() if entry.is_finished else None
+        return StreamEvent(entry.request_id, sample.index, delta, token_ids, sample.finish_reason, whole)

@@ -14,63 +14,79 @@ class SampleOutput:
     Args:
       request: the sample, as the scheduler holds it.
       text: its detokenizer and stop strings; None without a tokenizer.
+
+    finish_reason: None while it goes on.
     """
+
+    __slots__ = (
+        "_deltas",
+        "_logprobs",
+        "_stop_token_id",
+        "_text",
+        "_token_times_s",
+        "finish_reason",
+        "index",
+        "request",
+    )
 
     def __init__(self, request: Request, text: OutputText | None) -> None:
         self.request = request
+        self.index = request.sample_index
         self.finish_reason: FinishReason | None = None
         self._text = text
         self._deltas: list[str] = []
-        self._token_ids: list[int] = []
         self._token_times_s: list[float] = []
         self._logprobs: list[TokenLogprobs] | None = [] if request.sampling.logprobs is not None else None
         self._stop_token_id: int | None = None
 
     def push(self, output: TokenOutput, now_s: float) -> str:
-        """Take in a token. Returns: the text it settles. Afterwards `finish_reason` is set if the sample ended, by the
-        scheduler's judgement or by a stop string that the scheduler has to be told of."""
-        delta = ""
-        if output.token_id is not None:
-            self._token_ids.append(output.token_id)
+        """Take in a token. Returns: the text it settles.
+
+        Afterwards `finish_reason` is set if the sample ended, by the scheduler's judgement or by a stop string, which the
+        scheduler has to be told of.
+        """
+        token_id, text, delta = output.token_id, self._text, ""
+        if token_id is not None:
             self._token_times_s.append(now_s)
             if self._logprobs is not None and output.logprobs is not None:
                 self._logprobs.append(output.logprobs)
-            if self._text is not None and output.stop_token_id is None:
-                delta = self._text.push(output.token_id)
+            if text is not None and output.stop_token_id is None:
+                delta = text.push(token_id)
+        if output.finish_reason is None and (text is None or text.matched_stop is None):
+            if delta:
+                self._deltas.append(delta)
+            return delta
         self._stop_token_id = output.stop_token_id
-        self.finish_reason = output.finish_reason
-        return self._settle(delta)
+        return delta + self._finish(output.finish_reason or "stop", delta)
 
     def end(self, reason: FinishReason) -> str:
         """The sample ended without a token, as by an abort. Returns: the text that was held back."""
-        self.finish_reason = reason
-        return self._settle("")
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self._token_ids)
+        return self._finish(reason, "")
 
     def completion(self) -> CompletionOutput:
         """The finished sample."""
         assert self.finish_reason is not None, "the sample has ended"
         return CompletionOutput(
-            self.request.sample_index,
+            self.index,
             "".join(self._deltas),
-            list(self._token_ids),
+            self.request.output_token_ids,
             self.finish_reason,
             self._stop_reason(),
             self._logprobs,
             self._metrics(),
         )
 
-    def _settle(self, delta: str) -> str:
+    def _finish(self, reason: FinishReason, delta: str) -> str:
+        """End the text too: what was held back may still complete a stop string. Returns: the text after `delta`."""
+        rest = ""
         if self._text is not None:
-            if self.finish_reason is not None and self._text.matched_stop is None:
-                delta += self._text.finish()
+            if self._text.matched_stop is None:
+                rest = self._text.finish()
             if self._text.matched_stop is not None:
-                self.finish_reason = "stop"
-        self._deltas.append(delta)
-        return delta
+                reason = "stop"
+        self.finish_reason = reason
+        self._deltas.append(delta + rest)
+        return rest
 
     def _stop_reason(self) -> str | int | None:
         if self._text is not None and self._text.matched_stop is not None:

@@ -9,9 +9,9 @@ import numpy as np
 from sarathi_jax.errors import EngineError
 from sarathi_jax.execution.buckets import Bucket, BucketTable, Variant
 from sarathi_jax.execution.device_state import DeviceState, pack_slot
-from sarathi_jax.execution.packing import Geometry, pack
+from sarathi_jax.execution.packing import Geometry, SlotTables, pack
 from sarathi_jax.execution.programs import Programs
-from sarathi_jax.execution.sampling_row import NUM_SAMPLING_COLUMNS, pack_sampling_row
+from sarathi_jax.execution.sampling_row import pack_sampling_row
 from sarathi_jax.execution.step_output import read_step_output
 from sarathi_jax.sampling_params import SamplingParams
 from sarathi_jax.scheduling.schedule import Schedule, ScheduledRow, StepResult
@@ -41,17 +41,22 @@ class JaxExecutor:
         self._programs = programs
         self._params = tuple(params)
         self._eos_token_ids = eos_token_ids
-        self._sampling_table = np.zeros((geometry.max_num_seqs, NUM_SAMPLING_COLUMNS), np.int32)
+        self._slots = SlotTables(geometry)
         self._state: DeviceState | None = programs.make_state()
         self._num_lost_states = 0
 
     def submit(self, schedule: Schedule) -> "JaxStepHandle":
         """Dispatch a step; returns at once. A fault of the device is raised by the handle."""
-        bucket = self.bucket(schedule)
         for row in schedule.rows:
             if row.is_first:
                 self._admit(row)
-        packed = pack(schedule, bucket, self.geometry, self._sampling_table)
+        bucket = self.table.choose(
+            schedule.num_tokens,
+            len(schedule.rows),
+            is_decode_only=schedule.is_decode_only,
+            variant=self._slots.variant(schedule.rows),
+        )
+        packed = pack(schedule, bucket, self.geometry, self._slots)
         try:
             assert self._state is not None, "the executor is closed"
             self._state, out = self._programs.steps[bucket](self._params, self._state, packed)
@@ -60,20 +65,15 @@ class JaxExecutor:
             return JaxStepHandle(self, schedule, bucket, error, self._num_lost_states)
         return JaxStepHandle(self, schedule, bucket, out, self._num_lost_states)
 
-    def bucket(self, schedule: Schedule) -> Bucket:
-        """The bucket that a schedule runs in."""
-        variant = max(map(variant_of, {id(row.sampling): row.sampling for row in schedule.rows}.values()))
-        return self.table.choose(
-            schedule.num_tokens, len(schedule.rows), is_decode_only=schedule.is_decode_only, variant=variant
-        )
-
     def close(self) -> None:
         self._state, self._params = None, ()
 
     def _admit(self, row: ScheduledRow) -> None:
         """Set up the batch slot of a request that was just admitted."""
-        self._sampling_table[row.batch_slot] = pack_sampling_row(row.sampling, row.seed)
-        if variant_of(row.sampling) is Variant.FULL:
+        variant = variant_of(row.sampling)
+        self._slots.variants[row.batch_slot] = variant
+        self._slots.sampling[row.batch_slot] = pack_sampling_row(row.sampling, row.seed)
+        if variant is Variant.FULL:
             assert self._state is not None, "the executor is closed"
             context = np.array(row.context_token_ids, np.int32)
             eos_token_ids = () if row.sampling.ignore_eos else self._eos_token_ids

@@ -59,9 +59,14 @@ def apply(logits: jax.Array, controls: LogitControls) -> jax.Array:
         (jnp.any(controls.is_stop_banned), _ban_stops),
         (jnp.any(has_penalty), lambda x, c: jnp.where(has_penalty[:, None], _penalise(x, c), x)),
     )
-    for is_needed, step in steps:
-        logits = lax.cond(is_needed, step, lambda x, _: x, logits, controls)
-    return logits
+
+    def take_steps(logits: jax.Array) -> jax.Array:
+        for is_needed, step in steps:
+            logits = lax.cond(is_needed, step, lambda x, _: x, logits, controls)
+        return logits
+
+    is_any_needed = steps[0][0] | steps[1][0] | steps[2][0] | steps[3][0]
+    return lax.cond(is_any_needed, take_steps, lambda x: x, logits)
 
 
 def _rows(ids: jax.Array) -> jax.Array:

@@ -79,12 +79,39 @@ def packed_size(bucket: Bucket, blocks_per_row: int) -> int:
     return sum(field.size for field in packed_fields(bucket, blocks_per_row).values())
 
 
-def pack(schedule: Schedule, bucket: Bucket, geometry: Geometry, sampling_table: np.ndarray) -> np.ndarray:
+class SlotTables:
+    """What the host knows of each batch slot between steps, so that a step's rows are gathered instead of copied one by one.
+
+    sampling: i32[max_num_seqs, C], sampling rows, and variants: i32[max_num_seqs], the least variant that serves each; written when a request is admitted.
+    block_tables: i32[max_num_seqs, N].
+    """
+
+    def __init__(self, geometry: Geometry) -> None:
+        self.sampling = np.zeros((geometry.max_num_seqs, NUM_SAMPLING_COLUMNS), np.int32)
+        self.variants = np.zeros(geometry.max_num_seqs, np.int32)
+        self.block_tables = np.zeros((geometry.max_num_seqs, geometry.blocks_per_row), np.int32)
+        self._seen: list[np.ndarray | None] = [None] * geometry.max_num_seqs
+
+    def variant(self, rows: tuple[ScheduledRow, ...]) -> Variant:
+        """The least variant that serves all rows."""
+        return Variant(self.variants[_column(rows, "batch_slot")].max())
+
+    def update(self, rows: tuple[ScheduledRow, ...]) -> None:
+        """Take in block tables that have changed: a request's table is a new view whenever it grows, and the same one otherwise."""
+        seen = self._seen
+        for row in rows:
+            table = row.block_table
+            if seen[row.batch_slot] is not table:
+                seen[row.batch_slot] = table
+                self.block_tables[row.batch_slot, : len(table)] = table
+
+
+def pack(schedule: Schedule, bucket: Bucket, geometry: Geometry, slots: SlotTables) -> np.ndarray:
     """Lay a schedule out in a bucket's shape.
 
     Args:
       schedule: not larger than the bucket; one-token rows first.
-      sampling_table: i32[max_num_seqs, C], each batch slot's sampling row; read only for variants that sample.
+      slots: with the sampling rows of all requests in the schedule; its block tables are brought up to date here.
     Returns: i32[packed_size], freshly made: the caller may hand it to a transfer that is still under way at the next call.
     """
     fields = packed_fields(bucket, geometry.blocks_per_row)
@@ -92,12 +119,21 @@ def pack(schedule: Schedule, bucket: Bucket, geometry: Geometry, sampling_table:
     views = {
         name: packed[field.offset : field.offset + field.size].reshape(field.shape) for name, field in fields.items()
     }
-    rows = schedule.rows
+    rows, count = schedule.rows, len(schedule.rows)
     starts, lengths = _column(rows, "start"), _column(rows, "num_tokens")
-    _fill_rows(views, rows, schedule, starts, lengths, geometry)
+    batch_slots = _column(rows, "batch_slot")
+    slots.update(rows)
+    np.take(slots.block_tables, batch_slots, axis=0, out=views["block_tables"][:count], mode="clip")
+    views["batch_slots"][:count] = batch_slots
+    views["batch_slots"][count:] = geometry.max_num_seqs
+    views["num_decode_rows"][0] = schedule.num_decode_rows
+    bounds = views["cu_q_lens"]
+    np.cumsum(lengths, out=bounds[1 : count + 1])
+    bounds[count + 1 :] = schedule.num_tokens
+    views["kv_lens"][:count] = starts + lengths
     _fill_tokens(views, rows, starts, lengths, geometry)
     if bucket.variant >= Variant.SAMPLE:
-        views["sampling"][: len(rows)] = sampling_table[views["batch_slots"][: len(rows)]]
+        views["sampling"][:count] = slots.sampling[batch_slots]
     if bucket.variant >= Variant.FULL:
         _fill_full(views, rows, lengths, geometry)
     return packed
@@ -109,29 +145,6 @@ _COLUMN = {name: index for index, name in enumerate(ScheduledRow._fields)}
 def _column(rows: tuple[ScheduledRow, ...], name: str) -> np.ndarray:
     index = _COLUMN[name]
     return np.array([row[index] for row in rows], np.int32)
-
-
-def _fill_rows(
-    views: Mapping[str, np.ndarray],
-    rows: tuple[ScheduledRow, ...],
-    schedule: Schedule,
-    starts: np.ndarray,
-    lengths: np.ndarray,
-    geometry: Geometry,
-) -> None:
-    count = len(rows)
-    bounds = views["cu_q_lens"]
-    np.cumsum(lengths, out=bounds[1 : count + 1])
-    bounds[count + 1 :] = schedule.num_tokens
-    ends = starts + lengths
-    views["kv_lens"][:count] = ends
-    views["batch_slots"][:count] = _column(rows, "batch_slot")
-    views["batch_slots"][count:] = geometry.max_num_seqs
-    views["num_decode_rows"][0] = schedule.num_decode_rows
-    tables = views["block_tables"]
-    num_blocks = (-(-ends // geometry.page_size)).tolist()
-    for table, row, needed in zip(tables, rows, num_blocks, strict=False):
-        table[:needed] = row.block_table[:needed]
 
 
 def _fill_tokens(

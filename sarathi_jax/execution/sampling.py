@@ -105,14 +105,14 @@ def _draw(logits: jax.Array, max_logits: jax.Array, controls: SamplingControls) 
 
     weights = jnp.pad(weights_of(logits), ((0, 0), (0, num_blocks * _BLOCK - vocab_size)))
     blocks = jnp.sum(weights.reshape(num_rows, num_blocks, _BLOCK), axis=2)
-    columns = _pick(blocks, uniforms[:, 0])[:, None] * _BLOCK + jnp.arange(_BLOCK, dtype=jnp.int32)[None, :]
+    columns = pick(blocks, uniforms[:, 0])[:, None] * _BLOCK + jnp.arange(_BLOCK, dtype=jnp.int32)[None, :]
     # The logits are read again, not the weights, which then need not be stored.
     inside = jnp.take_along_axis(logits, columns, axis=1, mode="fill", fill_value=-jnp.inf)
-    place = _pick(weights_of(inside), uniforms[:, 1])
+    place = pick(weights_of(inside), uniforms[:, 1])
     return jnp.minimum(jnp.take_along_axis(columns, place[:, None], axis=1)[:, 0], vocab_size - 1)
 
 
-def _pick(weights: jax.Array, uniforms: jax.Array) -> jax.Array:
+def pick(weights: jax.Array, uniforms: jax.Array) -> jax.Array:
     """i32[R]: the column of f32[R, N] in which the fraction `uniforms` of the row's mass is reached; never one of weight 0.
 
     A parallel running sum may step a little at a weight of 0, or end below the target: hence the two guards.

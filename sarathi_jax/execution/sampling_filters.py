@@ -42,7 +42,7 @@ class SamplingControls(NamedTuple):
 
 
 def smallest_kept(logits: jax.Array, max_logits: jax.Array, controls: SamplingControls) -> jax.Array:
-    """f32[R]: the smallest logit that passes the row's filters; -inf if it has none.
+    """f32[R]: the smallest logit that passes the row's filters; -inf if it has none. The largest logit always passes.
 
     Args:
       logits: f32[R, V], without NaN or +inf in the rows that matter. -inf is a token of probability 0.
@@ -58,7 +58,8 @@ def smallest_kept(logits: jax.Array, max_logits: jax.Array, controls: SamplingCo
         lambda: _top_k_and_p(logits, max_logits, temperature, top_k, top_p),
         lambda: jnp.full_like(max_logits, -jnp.inf),
     )
-    return jnp.maximum(thresholds, max_logits + temperature * jnp.log(controls.min_p))
+    thresholds = jnp.maximum(thresholds, max_logits + temperature * jnp.log(controls.min_p))
+    return jnp.minimum(thresholds, max_logits)
 
 
 def kept_weights(logits: jax.Array, max_logits: jax.Array, temperature: jax.Array, thresholds: jax.Array) -> jax.Array:
