@@ -1,4 +1,4 @@
-"""Scheduling policies by name. docs/adding-a-policy.md says how to add one."""
+"""Scheduling policies by name, one file each. To add one: a class with `plan`, and a line in `POLICIES`; its contract tests come with that line."""
 
 from sarathi_jax.errors import ConfigError
 from sarathi_jax.scheduling.policies.sarathi import SarathiPolicy

@@ -84,16 +84,17 @@ class _Round:
 
     def _admit(self, request: Request) -> bool:
         """Plan a waiting request's first chunk if it may run and fits. Returns: whether it does."""
-        if request.num_in_flight_rows:
+        # Nothing running: nobody needs room to grow, and a request of the pool's size has to get in some time.
+        num_free_pages = self._pages.num_available - (self._limits.num_watermark_pages if self._num_kept else 0)
+        # At least one page is new, whatever is cached: a full pool spares looking for a long prompt's pages at every step.
+        if request.num_in_flight_rows or num_free_pages < 1:
             return False
         prefix = self._view.find_prefix(request)
         num_remaining_tokens = request.num_tokens - len(prefix) * self._limits.page_size
         if not self._may_add_prefill(num_remaining_tokens):
             return False
         num_new_pages = self._limits.num_pages_for(request.num_tokens) - len(prefix)
-        # Nothing running: nobody needs room to grow, and a request of the pool's size has to get in some time.
-        num_kept_free = self._limits.num_watermark_pages if self._num_kept else 0
-        if num_new_pages + self._pages.num_idle(prefix) + num_kept_free > self._pages.num_available:
+        if num_new_pages + self._pages.num_idle(prefix) > num_free_pages:
             return False
         self._pages.claim(prefix)
         self._pages.take(num_new_pages)
