@@ -1,11 +1,11 @@
 """What a step costs the host: scheduling it, packing it into one array, and taking in its results. No device, no jax.
 
-Regime: 256 requests run in an engine that may run 256, with 512-token prompts, contexts that grow by a token a step, 16-token pages, a model length of
-2,048 and a budget of 512 tokens; a stub gives every row a token at once. As in the overlapped loop, step n + 1 is scheduled before step n is completed.
-Three mixes: `greedy` and `sampled` decodes alone, and `hybrid`, where 255 decodes share each step with a 257-token chunk of a prompt.
+Regime: the engine with its overlapped loop and a stub for an executor, which packs each schedule as the real one does and answers with a random token for
+every row; 256 requests run where 256 may, with 512-token prompts, contexts that grow by a token a step, 16-token pages, a model length of 2,048 and a
+budget of 512 tokens. Four mixes: `greedy` and `sampled` decodes alone; `hybrid`, where 255 decodes share each step with a 257-token chunk of a prompt; and
+`text`, which is `greedy` with the demo model's tokenizer, so that every token becomes text (the others are of token ids).
 Metric: seconds a step, median and the middle 90 % over the steps: of the clock for the whole step, whose goal is under 1 ms and whose aim is 0.3 ms, and
 of this thread's processor time for the whole and its parts, which a busy machine distorts less.
-Not in it: text (detokenizing is a tokenizer's own cost) and the device's dispatch.
 
     python benchmarks/host_step.py [--steps 1000] [--output benchmarks/results/host_step.json]
 """
@@ -23,44 +23,99 @@ from typing import Any
 
 import numpy as np
 
-from sarathi_jax.execution.buckets import BucketTable, Variant
+from sarathi_jax.clock import WallClock
+from sarathi_jax.engine.engine import Engine
+from sarathi_jax.execution.buckets import Bucket, BucketTable, Variant
 from sarathi_jax.execution.packing import Geometry, pack
 from sarathi_jax.execution.sampling_row import NUM_SAMPLING_COLUMNS, pack_sampling_row
 from sarathi_jax.execution.step_output import read_step_output
 from sarathi_jax.sampling_params import SamplingParams
-from sarathi_jax.scheduling.request import Request
 from sarathi_jax.scheduling.schedule import Schedule, StepResult
 from sarathi_jax.scheduling.scheduler import Scheduler
+from sarathi_jax.scheduling.token_output import TokenOutput
+from sarathi_jax.text.tokenizer import Tokenizer
 
-NUM_ROWS, PROMPT_TOKENS, TOKEN_BUDGET, PAGE_SIZE, MAX_MODEL_LEN, VOCAB_SIZE = 256, 512, 512, 16, 2048, 32000
+NUM_ROWS, PROMPT_TOKENS, TOKEN_BUDGET, PAGE_SIZE, MAX_MODEL_LEN, VOCAB_SIZE = 256, 512, 512, 16, 2048, 1000
+DEMO = Path(__file__).parent.parent / "sarathi_jax" / "assets" / "demo"
+MIXES = ("greedy", "sampled", "hybrid", "text")
 MEASURES = ("step", "processor", "schedule", "pack", "complete")
 WARM_STEPS = 20
 
 
+class Stopwatch:
+    """Adds up this thread's processor time by part; read and cleared once a step."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+
+    def add(self, part: str, start_s: float) -> None:
+        self._seconds[part] = self._seconds.get(part, 0.0) + time.thread_time() - start_s
+
+    def take(self) -> dict[str, float]:
+        seconds, self._seconds = self._seconds, {}
+        return seconds
+
+
+class TimedScheduler(Scheduler):
+    """The scheduler, with its two calls a step timed."""
+
+    stopwatch: Stopwatch
+    last: Schedule
+
+    def schedule(self, now_s: float) -> Schedule | None:
+        start_s = time.thread_time()
+        found = super().schedule(now_s)
+        self.stopwatch.add("schedule", start_s)
+        self.last = found or self.last
+        return found
+
+    def complete(self, schedule: Schedule, result: StepResult, now_s: float) -> list[TokenOutput]:
+        start_s = time.thread_time()
+        outputs = super().complete(schedule, result, now_s)
+        self.stopwatch.add("complete", start_s)
+        return outputs
+
+
+class StubHandle:
+    """A step that is done at once."""
+
+    def __init__(self, schedule: Schedule, bucket: Bucket, words: np.ndarray) -> None:
+        self.bucket = bucket
+        self._schedule = schedule
+        self._words = words
+
+    def result(self) -> StepResult:
+        return read_step_output(self._words, self._schedule, self.bucket)
+
+
 class StubExecutor:
-    """Packs a schedule as the device's executor does, and answers with token 1 for every row."""
+    """Packs a schedule as the device's executor does, and answers with a token for every row."""
 
-    def __init__(self, variant: Variant) -> None:
+    def __init__(self, variant: Variant, stopwatch: Stopwatch) -> None:
         self._variant = variant
+        self._stopwatch = stopwatch
         self._table = BucketTable(TOKEN_BUDGET, NUM_ROWS)
-        num_pages = NUM_ROWS * MAX_MODEL_LEN // PAGE_SIZE
-        self._geometry = Geometry(num_pages, PAGE_SIZE, MAX_MODEL_LEN // PAGE_SIZE, NUM_ROWS, MAX_MODEL_LEN, VOCAB_SIZE)
+        num_blocks = MAX_MODEL_LEN // PAGE_SIZE
+        self._geometry = Geometry(NUM_ROWS * num_blocks, PAGE_SIZE, num_blocks, NUM_ROWS, MAX_MODEL_LEN, VOCAB_SIZE)
         self._sampling_table = np.zeros((NUM_ROWS, NUM_SAMPLING_COLUMNS), np.int32)
-        self._words = np.ones(2 * TOKEN_BUDGET, np.int32)
+        # Token ids, then a one for each row: its logits are finite. 0 to 9 may be special tokens.
+        self._words = np.ones((64, 2, TOKEN_BUDGET), np.int32)
+        self._words[:, 0] = np.random.default_rng(0).integers(10, VOCAB_SIZE, (64, TOKEN_BUDGET))
 
-    def pack(self, schedule: Schedule) -> np.ndarray:
+    def submit(self, schedule: Schedule) -> StubHandle:
+        start_s = time.thread_time()
+        bucket = self._table.choose(
+            schedule.num_tokens, len(schedule.rows), is_decode_only=schedule.is_decode_only, variant=self._variant
+        )
         for row in schedule.rows:
             if row.is_first:
                 self._sampling_table[row.batch_slot] = pack_sampling_row(row.sampling, row.seed)
-        return pack(schedule, self._bucket(schedule), self._geometry, self._sampling_table)
+        pack(schedule, bucket, self._geometry, self._sampling_table)
+        self._stopwatch.add("pack", start_s)
+        return StubHandle(schedule, bucket, self._words[schedule.step % 64, :, : bucket.num_rows].reshape(-1))
 
-    def result(self, schedule: Schedule) -> StepResult:
-        return read_step_output(self._words, schedule, self._bucket(schedule))
-
-    def _bucket(self, schedule: Schedule) -> Any:
-        return self._table.choose(
-            schedule.num_tokens, len(schedule.rows), is_decode_only=schedule.is_decode_only, variant=self._variant
-        )
+    def close(self) -> None:
+        pass
 
 
 class Run:
@@ -68,11 +123,10 @@ class Run:
 
     def __init__(self, mix: str) -> None:
         self._is_hybrid = mix == "hybrid"
-        self._sampling = SamplingParams(temperature=1.0 if mix == "sampled" else 0.0, top_p=0.9, max_tokens=None)
-        self._executor = StubExecutor(Variant.SAMPLE if mix == "sampled" else Variant.GREEDY)
-        self._num_requests = 0
+        self._temperature = 1.0 if mix == "sampled" else 0.0
         self._rng = np.random.default_rng(0)
-        self._scheduler = Scheduler(
+        self._stopwatch = Stopwatch()
+        self._scheduler = TimedScheduler(
             "sarathi",
             num_pages=NUM_ROWS * MAX_MODEL_LEN // PAGE_SIZE,
             page_size=PAGE_SIZE,
@@ -81,53 +135,45 @@ class Run:
             max_model_len=MAX_MODEL_LEN,
             vocab_size=VOCAB_SIZE,
         )
+        self._scheduler.stopwatch = self._stopwatch
+        self._engine = Engine(
+            self._scheduler,
+            StubExecutor(Variant.SAMPLE if mix == "sampled" else Variant.GREEDY, self._stopwatch),
+            WallClock(),
+            is_overlapped=True,
+            tokenizer=Tokenizer.from_folder(DEMO) if mix == "text" else None,
+        )
         for _ in range(NUM_ROWS - self._is_hybrid):
             self._add(PROMPT_TOKENS, MAX_MODEL_LEN - PROMPT_TOKENS)
-        self._in_flight: Schedule | None = None
-        while any(row.num_tokens > 1 for row in self.step()[1].rows):
-            pass  # prompts are read until every request decodes
+        self.step()
+        while any(row.num_tokens > 1 for row in self._scheduler.last.rows):
+            self.step()  # until every prompt is read
 
-    def step(self) -> tuple[list[float], Schedule]:
-        """One turn of the loop. Returns: seconds by MEASURES, and what was scheduled."""
+    def step(self) -> tuple[dict[str, float], int]:
+        """One turn of the loop. Returns: seconds by MEASURES, and the step's rows."""
         if self._is_hybrid and not self._scheduler.num_waiting and self._scheduler.num_running < NUM_ROWS:
             self._add(MAX_MODEL_LEN - 1, 1)
-        start_s = time.perf_counter()
-        times_s = [time.thread_time()]
-        schedule = self._scheduler.schedule(start_s)
-        assert schedule is not None, "there is always something to run"
-        times_s.append(time.thread_time())
-        self._executor.pack(schedule)
-        times_s.append(time.thread_time())
-        if self._in_flight is not None:
-            self._scheduler.complete(self._in_flight, self._executor.result(self._in_flight), start_s)
-        times_s.append(time.thread_time())
-        self._in_flight = schedule
-        return [time.perf_counter() - start_s, times_s[-1] - times_s[0], *np.diff(times_s).tolist()], schedule
+        start_s, processor_start_s = time.perf_counter(), time.thread_time()
+        self._engine.step()
+        processor_s, step_s = time.thread_time() - processor_start_s, time.perf_counter() - start_s
+        return {"step": step_s, "processor": processor_s, **self._stopwatch.take()}, len(self._scheduler.last.rows)
 
     def _add(self, num_prompt_tokens: int, max_tokens: int) -> None:
-        self._num_requests += 1
-        self._scheduler.add(
-            Request(
-                str(self._num_requests),
-                self._rng.integers(0, VOCAB_SIZE, num_prompt_tokens).tolist(),
-                self._sampling,
-                arrival_s=0.0,
-                seed=self._num_requests,
-                max_tokens=max_tokens,
-            )
+        prompt = self._rng.integers(0, VOCAB_SIZE, num_prompt_tokens).tolist()
+        self._engine.add_request(
+            prompt, SamplingParams(max_tokens=max_tokens, temperature=self._temperature, top_p=0.9)
         )
 
 
 def measure(mix: str, num_steps: int) -> dict[str, Any]:
-    """Medians and the middle 90 % of each part and of the whole step, over steps that hold all rows."""
+    """Medians and the middle 90 % of each measure, over steps that hold all rows."""
     run = Run(mix)
-    samples: list[list[float]] = []
+    samples: list[dict[str, float]] = []
     for step in range(WARM_STEPS + num_steps):
-        seconds, schedule = run.step()
-        if step >= WARM_STEPS and len(schedule.rows) >= NUM_ROWS - 1:
+        seconds, num_rows = run.step()
+        if step >= WARM_STEPS and num_rows >= NUM_ROWS - 1:
             samples.append(seconds)
-    columns = zip(MEASURES, zip(*samples, strict=True), strict=True)
-    return {"num_steps": len(samples)} | {name: spread(list(values)) for name, values in columns}
+    return {"num_steps": len(samples)} | {name: spread([sample[name] for sample in samples]) for name in MEASURES}
 
 
 def spread(values_s: list[float]) -> dict[str, float]:
@@ -152,16 +198,16 @@ def machine() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1000, help="steps to time of each mix (default: 1000)")
+    parser.add_argument("--mix", action="append", choices=MIXES, help="only this one; may be repeated")
     parser.add_argument("--output", type=Path, help="also write the JSON there")
     args = parser.parse_args()
     report: dict[str, Any] = {"benchmark": "host_step", "num_rows": NUM_ROWS, **machine(), "mixes": {}}
-    for mix in ("greedy", "sampled", "hybrid"):
+    print(", ".join(f"{name} {value}" for name, value in report.items() if name != "mixes"))
+    for mix in args.mix or MIXES:
         report["mixes"][mix] = found = measure(mix, args.steps)
         parts = ", ".join(f"{name} {found[name]['median_s'] * 1e3:.3f}" for name in MEASURES[1:])
-        whole = found["step"]
-        print(
-            f"{mix:<8} {whole['median_s'] * 1e3:.3f} ms a step (90 %: {whole['p5_s'] * 1e3:.3f} to {whole['p95_s'] * 1e3:.3f}): {parts}"
-        )
+        low, high = (found["step"][name] * 1e3 for name in ("p5_s", "p95_s"))
+        print(f"{mix:<8} {found['step']['median_s'] * 1e3:.3f} ms a step (90 %: {low:.3f} to {high:.3f}): {parts}")
     assert "jax" not in sys.modules, "the host's part of a step needs no jax"
     text = json.dumps(report)
     if args.output:

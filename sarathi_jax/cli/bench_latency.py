@@ -10,10 +10,11 @@ from typing import Any
 
 from sarathi_jax.cli.latency_report import latency_report, latency_table
 from sarathi_jax.cli.load import run_load
-from sarathi_jax.cli.model_options import add_model_arguments, engine_config, start_engine
+from sarathi_jax.cli.model_options import add_model_arguments, engine_config, running_engine
 from sarathi_jax.cli.options import Parser, UsageError
 from sarathi_jax.cli.report import describe_run, run_report
 from sarathi_jax.cli.workload import Synthetic, random_prompts
+from sarathi_jax.engine.records import StepRecord
 from sarathi_jax.outputs import RequestOutput
 
 EXAMPLES = """  sarathi-jax bench latency demo
@@ -34,21 +35,18 @@ def run(args: argparse.Namespace) -> int:
     config = engine_config(args)
     if args.repeats < 1:
         raise UsageError(f"--repeats must be at least 1, got {args.repeats}: pass a positive number.")
-    lengths = Synthetic(max_prompt_tokens=args.prompt_tokens, max_output_tokens=args.output_tokens)
-    shapes = lengths.draw(args.batch_size, args.workload_seed)
-    llm = start_engine(config)
+    workload = Synthetic(max_prompt_tokens=args.prompt_tokens, max_output_tokens=args.output_tokens)
+    shapes = workload.draw(args.batch_size, args.workload_seed)
     batches: list[list[RequestOutput]] = []
-    num_warm_records = 0
-    for repeat in range(args.repeats + 1):
-        prompts = random_prompts(
-            [shape.num_prompt_tokens for shape in shapes], llm.vocab_size, args.workload_seed + repeat
-        )
-        outputs = run_load(llm, shapes, prompts)
-        if repeat:
-            batches.append(outputs)
-        else:
-            num_warm_records = len(llm.engine.records)
-    records = llm.engine.records[num_warm_records:]
+    records: list[StepRecord] = []
+    lengths = [shape.num_prompt_tokens for shape in shapes]
+    with running_engine(config) as llm:
+        for repeat in range(args.repeats + 1):
+            prompts = random_prompts(lengths, llm.model_config.vocab_size, args.workload_seed + repeat)
+            outputs = run_load(llm.engine, shapes, prompts)
+            if repeat:  # the first batch warms up
+                batches.append(outputs)
+                records += llm.engine.records
     settings = {name: getattr(args, name) for name in ("batch_size", "prompt_tokens", "output_tokens", "repeats")}
     report = {"model": config.model, **settings, **summarize(batches), **run_report(records, llm.compile_ledger)}
     print(json.dumps(report) if args.json else f"{describe(report)}\n{describe_run(records, llm.compile_ledger)}")

@@ -11,7 +11,7 @@ from typing import Any
 
 from sarathi_jax.cli.latency_report import latency_report, latency_table
 from sarathi_jax.cli.load import run_load
-from sarathi_jax.cli.model_options import add_model_arguments, engine_config, start_engine
+from sarathi_jax.cli.model_options import add_model_arguments, engine_config, running_engine
 from sarathi_jax.cli.options import Parser, UsageError
 from sarathi_jax.cli.report import describe_run, run_report
 from sarathi_jax.cli.timeline import check_plotting, plot_timeline
@@ -63,12 +63,13 @@ def run(args: argparse.Namespace) -> int:
     shapes = workload(args)
     if args.plot:
         check_plotting(args.plot)
-    llm = start_engine(config)
-    run_load(llm, [RequestShape(0.0, 1, 2)], [[0]])  # the first steps of a process are slower than the rest
-    num_warm_records = len(llm.engine.records)
-    prompts = random_prompts([shape.num_prompt_tokens for shape in shapes], llm.vocab_size, args.workload_seed)
-    outputs = run_load(llm, shapes, prompts)
-    records = llm.engine.records[num_warm_records:]
+    with running_engine(config) as llm:
+        prompts = random_prompts(
+            [shape.num_prompt_tokens for shape in shapes], llm.model_config.vocab_size, args.workload_seed
+        )
+        run_load(llm.engine, [RequestShape(0.0, 1, 2)], [[0]])  # the first steps of a process are slower than the rest
+        outputs = run_load(llm.engine, shapes, prompts)
+        records = list(llm.engine.records)
     report = {"model": config.model, **summarize(outputs), **run_report(records, llm.compile_ledger)}
     print(json.dumps(report) if args.json else f"{describe(report)}\n{describe_run(records, llm.compile_ledger)}")
     if args.plot:

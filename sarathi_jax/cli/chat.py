@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from sarathi_jax.cli.model_options import add_model_arguments, engine_config, start_engine
+from sarathi_jax.cli.model_options import add_model_arguments, engine_config, running_engine
 from sarathi_jax.cli.options import Parser, add_fields, given_fields
 from sarathi_jax.errors import RequestError
 from sarathi_jax.sampling_params import SamplingParams
@@ -36,11 +36,11 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     config = engine_config(args)
     params = SamplingParams(**given_fields(args, SamplingParams, skip=SKIPPED, defaults=DEFAULTS))
-    llm = start_engine(config)
     is_terminal = sys.stdin.isatty()
-    if is_terminal:
-        print("/reset forgets the conversation, /exit leaves.")
-    return converse(llm, params, args.system, user_lines(is_terminal))
+    with running_engine(config) as llm:
+        if is_terminal:
+            print("/reset forgets the conversation, /exit leaves.")
+        return converse(llm, params, args.system, user_lines(is_terminal))
 
 
 def user_lines(is_terminal: bool) -> Iterator[str]:

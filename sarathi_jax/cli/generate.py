@@ -6,18 +6,18 @@ The text goes to standard output; progress and --stats go to standard error. `--
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from sarathi_jax.cli.model_options import add_model_arguments, engine_config, start_engine
+from sarathi_jax.cli.model_options import add_model_arguments, engine_config, running_engine
 from sarathi_jax.cli.options import Parser, UsageError, add_fields, given_fields
 from sarathi_jax.cli.report import describe_run
 from sarathi_jax.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from sarathi_jax.llm import LLM
-    from sarathi_jax.outputs import RequestOutput
+    from sarathi_jax.outputs import RequestOutput, StreamEvent
 
 EXAMPLES = """  sarathi-jax generate demo --prompt '12+30=' --temperature 0
   sarathi-jax generate demo --prompt '12+30=' --prompt '7*8=' --max-tokens 32 --json
@@ -27,6 +27,7 @@ EXAMPLES = """  sarathi-jax generate demo --prompt '12+30=' --temperature 0
 def add_arguments(parser: Parser) -> None:
     add_model_arguments(parser)
     parser.add_argument("--prompt", action="append", metavar="TEXT", help="a prompt; repeat it for several")
+    parser.add_argument("--chat", action="store_true", help="a prompt is a user's message, put into the chat template")
     parser.add_argument("--stream", action="store_true", help="print the text as it comes (one prompt, one sample)")
     parser.add_argument("--json", action="store_true", help="print one JSON object a prompt")
     parser.add_argument("--stats", action="store_true", help="say afterwards what the engine did")
@@ -41,14 +42,14 @@ def run(args: argparse.Namespace) -> int:
             "--stream prints one sample of one prompt as it comes: leave it out for several, or for --json."
         )
     prompts = args.prompt or [read_standard_input()]
-    llm = start_engine(config)
-    if args.stream:
-        stream_text(llm, prompts[0], params)
-    else:
-        print_outputs(prompts, llm.generate(prompts, params, progress=sys.stderr.isatty()), is_json=args.json)
-    if args.stats:
-        sys.stdout.flush()
-        print(f"\n{describe_run(llm.engine.records, llm.compile_ledger)}", file=sys.stderr)
+    with running_engine(config) as llm:
+        if args.stream:
+            stream_text(llm.stream_chat(as_chat(prompts[0]), params) if args.chat else llm.stream(prompts[0], params))
+        else:
+            print_outputs(prompts, complete(llm, prompts, params, is_chat=args.chat), is_json=args.json)
+        if args.stats:
+            sys.stdout.flush()
+            print(f"\n{describe_run(llm.engine.records, llm.compile_ledger)}", file=sys.stderr)
     return 0
 
 
@@ -62,11 +63,23 @@ def read_standard_input() -> str:
         raise UsageError(f"standard input must be UTF-8 text, got {error}: convert it first.") from error
 
 
-def stream_text(llm: "LLM", prompt: str, params: SamplingParams) -> None:
+def as_chat(prompt: str) -> list[dict[str, str]]:
+    """A conversation that begins with the prompt."""
+    return [{"role": "user", "content": prompt}]
+
+
+def stream_text(events: "Iterable[StreamEvent]") -> None:
     """The prompt itself is not repeated."""
-    for event in llm.stream(prompt, params):
+    for event in events:
         print(event.text_delta, end="", flush=True)
     print()
+
+
+def complete(llm: "LLM", prompts: Sequence[str], params: SamplingParams, *, is_chat: bool) -> "list[RequestOutput]":
+    """Texts run together as one batch; conversations one after the other."""
+    if is_chat:
+        return [llm.chat(as_chat(prompt), params) for prompt in prompts]
+    return llm.generate(prompts, params, progress=sys.stderr.isatty())
 
 
 def print_outputs(prompts: Sequence[str], outputs: "Sequence[RequestOutput]", *, is_json: bool) -> None:

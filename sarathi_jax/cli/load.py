@@ -7,33 +7,30 @@ can't hide its queue.
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from sarathi_jax.cli.workload import RequestShape
+from sarathi_jax.engine.engine import Engine
 from sarathi_jax.outputs import RequestOutput
 from sarathi_jax.sampling_params import SamplingParams
 
-if TYPE_CHECKING:
-    from sarathi_jax.llm import LLM
 
-
-def run_load(llm: "LLM", shapes: Sequence[RequestShape], prompts: Sequence[Sequence[int]]) -> list[RequestOutput]:
-    """Outputs of all requests, in the order they ended.
+def run_load(engine: Engine, shapes: Sequence[RequestShape], prompts: Sequence[Sequence[int]]) -> list[RequestOutput]:
+    """Outputs of all requests, in the order they ended; the engine's step records are of this run alone.
 
     Args:
       shapes: by arrival; each generates exactly its output tokens.
-      prompts: token ids of each."""
-    waiting = deque(zip(shapes, prompts, strict=True))
-    engine, outputs = llm.engine, []
+      prompts: token ids of each.
+    Raises: RequestError if one of them can't be served; EngineError."""
+    engine.records.clear()
+    waiting, outputs = deque(zip(shapes, prompts, strict=True)), []
     start_s = engine.clock.now()
     while waiting or engine.has_unfinished:
-        now_s = engine.clock.now() - start_s
-        while waiting and waiting[0][0].arrival_s <= now_s:
+        while waiting and start_s + waiting[0][0].arrival_s <= engine.clock.now():
             shape, prompt = waiting.popleft()
             params = SamplingParams(max_tokens=shape.num_output_tokens, ignore_eos=True, temperature=0.0)
             engine.add_request(prompt, params, arrival_s=start_s + shape.arrival_s)
         if engine.has_unfinished:
-            outputs += [output for output in engine.step() if output.is_finished]
+            outputs += [event.output for event in engine.step() if event.output is not None]
         elif waiting:
             time.sleep(max(0.0, start_s + waiting[0][0].arrival_s - engine.clock.now()))
     return outputs

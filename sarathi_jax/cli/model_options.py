@@ -1,6 +1,8 @@
 """The part of the command line that every command with a model shares: which model, the engine's options, and starting the engine from them."""
 
 import argparse
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
@@ -31,10 +33,11 @@ def engine_config(args: argparse.Namespace) -> EngineConfig:
     return EngineConfig(model=name, **given_fields(args, EngineConfig, skip=("model",)))
 
 
-def start_engine(config: EngineConfig) -> "LLM":
-    """The model, loaded and compiled. Raises: SarathiError."""
+@contextmanager
+def running_engine(config: EngineConfig) -> "Iterator[LLM]":
+    """The model, loaded and compiled; closed afterwards. Raises: SarathiError."""
     from sarathi_jax.llm import LLM  # here: jax takes over a second to import
 
-    return LLM(
-        config.model, **{field.name: getattr(config, field.name) for field in fields(config) if field.name != "model"}
-    )
+    options = {field.name: getattr(config, field.name) for field in fields(config) if field.name != "model"}
+    with closing(LLM(config.model, **options)) as llm:
+        yield llm

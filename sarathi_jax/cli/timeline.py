@@ -34,8 +34,10 @@ def plot_timeline(records: "Sequence[StepRecord]", path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     first_s = records[0].start_s
-    starts = [record.start_s - first_s for record in records]
-    widths = [record.end_s - record.start_s for record in records]
+    # The overlapped loop starts a step before the one before it ends: a bar is the time that the step alone added.
+    ends = [record.end_s - first_s for record in records]
+    starts = [max(record.start_s - first_s, end) for record, end in zip(records, [0.0, *ends[:-1]], strict=True)]
+    widths = [end - start for start, end in zip(starts, ends, strict=True)]
     decode = [record.num_decode_tokens for record in records]
     prefill = [record.num_prefill_tokens for record in records]
     axes.bar(starts, decode, widths, align="edge", label="decode", color="#2a6f97")
