@@ -19,10 +19,12 @@ SOURCES := .ci sarathi_jax kernels models serve tests benchmarks examples
 help:
 	@sed -n 's/^#   //p' Makefile
 
-demo: $(VENV)/.ready-demo
-	$(BIN)/sarathi-jax generate demo --stream --stats --temperature 0 --max-tokens 64 --prompt "$(DEMO_PROMPT)"
+DEMO_PROMPT ?= Why are prompts split into chunks?
 
-DEMO_PROMPT ?= 12+30=
+demo: $(VENV)/.ready-demo
+	@echo "starting the engine (its first start compiles its programs, the next ones find them on disk)"
+	$(BIN)/sarathi-jax generate demo --chat --stream --stats --temperature 0 --max-tokens 64 \
+		--max-num-seqs 8 --token-budget 256 --prompt "$(DEMO_PROMPT)"
 
 test: $(VENV)/.ready-test
 	$(BIN)/python -m pytest

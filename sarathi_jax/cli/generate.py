@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from sarathi_jax.outputs import RequestOutput, StreamEvent
 
 EXAMPLES = """  sarathi-jax generate demo --prompt '12+30=' --temperature 0
-  sarathi-jax generate demo --prompt '12+30=' --prompt '7*8=' --max-tokens 32 --json
+  sarathi-jax generate demo --prompt '12+30=' --prompt 'sort(5,3,8)=' --max-tokens 32 --json
+  sarathi-jax generate demo --chat --stream --prompt 'Why are prompts split into chunks?' --max-tokens 64
   echo '7*8=' | sarathi-jax generate --stream --stats"""
 
 
