@@ -40,7 +40,7 @@ def _serves_everything(use: Use) -> None:
     del use
 
 
-OPERATIONS: Mapping[str, Mapping[str, Implementation]] = {
+OPERATIONS: dict[str, dict[str, Implementation]] = {
     "ragged_paged_attention": {"xla": Implementation(ragged_attention_xla.ragged_paged_attention, _serves_everything)},
     "write_kv": {"xla": Implementation(kv_write.write_kv, _serves_everything)},
 }
@@ -59,10 +59,15 @@ def choose(
     Returns: the function, of the operation's one signature.
     Raises: ConfigError if a name is wrong, or if the named implementation can't serve this use.
     """
-    candidates = _look_up(OPERATIONS, operation, "operation")
+    if operation not in OPERATIONS:
+        raise ConfigError(f"{operation!r} is no operation: there is {', '.join(OPERATIONS)}.")
+    candidates = OPERATIONS[operation]
     use = Use(platform, jax.numpy.dtype(dtype), head_dim)
     if implementation != AUTO:
-        chosen = _look_up(candidates, implementation, f"implementation of {operation}")
+        if implementation not in candidates:
+            names = ", ".join([AUTO, *candidates])
+            raise ConfigError(f"{implementation!r} is no implementation of {operation}: there is {names}.")
+        chosen = candidates[implementation]
         if obstacle := chosen.obstacle(use):
             raise ConfigError(
                 f"{implementation!r} can't serve {operation} here: {obstacle}. Use {_able(candidates, use)}."
@@ -77,12 +82,6 @@ def choose(
             return candidate.function
         passed_over.append(f"not {name}: {obstacle}")
     raise ConfigError(f"Nothing can serve {operation} here ({'; '.join(passed_over)}).")
-
-
-def _look_up[T](table: Mapping[str, T], name: str, kind: str) -> T:
-    if name not in table:
-        raise ConfigError(f"{name!r} is no {kind}: there is {', '.join(table)}.")
-    return table[name]
 
 
 def _able(candidates: Mapping[str, Implementation], use: Use) -> str:

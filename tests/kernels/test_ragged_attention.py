@@ -1,0 +1,222 @@
+"""The contract of ragged paged attention: every implementation, on steps with NaN wherever no token is, against float64.
+
+Caught, once by hand: a causal mask off by one, a window off by one, values masked by weight only, pages taken by tile instead of by row, a last block
+that writes over the next row, rows past the sorted ones not dropped.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sarathi_jax.kernels import reference, registry
+
+Array = np.ndarray[Any, np.dtype[Any]]
+IMPLEMENTATIONS = registry.OPERATIONS["ragged_paged_attention"]
+MAX_HISTORY = 300  # tokens before a chunk, in what is drawn
+GARBAGE_PAGES = [-7, 10**9]  # what a block table holds past a row's pages
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What one program is compiled for. Contents vary, shapes are few: compiling is what takes time here."""
+
+    num_heads: int = 3
+    num_kv_heads: int = 1
+    head_dim: int = 16
+    page_size: int = 16
+    window: int | None = None
+    soft_cap: float | None = None
+    is_decode_only: bool = False
+    num_tokens: int = 96
+    num_rows: int = 10
+
+    @property
+    def options(self) -> dict[str, Any]:
+        scale = self.head_dim**-0.5
+        return {"page_size": self.page_size, "scale": scale, "window": self.window, "soft_cap": self.soft_cap}
+
+    @property
+    def num_blocks(self) -> int:
+        return -(-(MAX_HISTORY + self.num_tokens) // self.page_size)
+
+    @property
+    def num_pages(self) -> int:
+        return self.num_rows * self.num_blocks + 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """q_len tokens after `history` others; its first pages are the first row's, `num_shared` of them where both have them behind them."""
+
+    q_len: int
+    history: int
+    num_shared: int = 0
+
+
+SHAPES = {
+    "one head": Shape(num_heads=1, head_dim=12, page_size=8),
+    "group of 3, the demo model": Shape(head_dim=64),
+    "group of 3, decodes": Shape(head_dim=64, is_decode_only=True, num_tokens=12, num_rows=12),
+    "group of 8, window": Shape(num_heads=8, head_dim=24, page_size=32, window=40),
+    "no group, window of 1": Shape(num_heads=4, num_kv_heads=4, head_dim=80, page_size=8, window=1),
+    "two KV heads, soft cap": Shape(num_heads=6, num_kv_heads=2, head_dim=128, soft_cap=5.0),
+    "four KV heads, decodes, window, soft cap": Shape(
+        num_heads=12, num_kv_heads=4, head_dim=20, page_size=8, window=33, soft_cap=5.0, is_decode_only=True
+    ),
+}
+
+
+def build_step(shape: Shape, rows: Sequence[Row], seed: int) -> dict[str, Array]:
+    """The array arguments of one call, by name."""
+    rng = np.random.default_rng(seed)
+    size, padding = shape.page_size, shape.num_rows - len(rows)
+    lens = [row.history + row.q_len for row in rows]
+    ids = iter(rng.permutation(shape.num_pages))
+    tables = rng.choice(GARBAGE_PAGES, (shape.num_rows, shape.num_blocks)).astype(np.int32)
+    pools = np.full((2, shape.num_pages * size, shape.num_kv_heads, shape.head_dim), np.nan, np.float32)
+    for i, row in enumerate(rows):
+        num_shared = min(row.num_shared, row.history // size, rows[0].history // size) if i else 0
+        tables[i, :num_shared] = tables[0, :num_shared]
+        tables[i, num_shared : -(-lens[i] // size)] = [next(ids) for _ in range(num_shared, -(-lens[i] // size))]
+        own = np.arange(num_shared * size, lens[i])
+        slots = tables[i, own // size] * size + own % size
+        pools[:, slots] = rng.standard_normal((2, len(own), *pools.shape[2:]))
+    cu_q_lens = np.cumsum([0, *(row.q_len for row in rows), *[0] * padding], dtype=np.int32)
+    q = np.full((shape.num_tokens, shape.num_heads, shape.head_dim), np.nan, np.float32)
+    q[: cu_q_lens[-1]] = rng.standard_normal((cu_q_lens[-1], *q.shape[1:]))
+    num_decodes = next((i for i, row in enumerate(rows) if row.q_len > 1), len(rows))
+    return {
+        "q": q,
+        "k_pages": pools[0],
+        "v_pages": pools[1],
+        "kv_lens": np.array([*lens, *[0] * padding], np.int32),
+        "block_tables": tables,
+        "cu_q_lens": cu_q_lens,
+        "num_decode_rows": np.array(num_decodes, np.int32),
+    }
+
+
+@st.composite
+def steps(draw: st.DrawFn, shape: Shape) -> dict[str, Array]:
+    """Decodes first, then chunks until the tokens are used up; the rest of rows and tokens is padding."""
+    rows, num_left = [], shape.num_tokens
+    num_decodes = draw(st.integers(int(shape.is_decode_only), min(shape.num_rows, shape.num_tokens)))
+    for i in range(num_decodes if shape.is_decode_only else draw(st.integers(max(1, num_decodes), shape.num_rows))):
+        longest = 1 if i < num_decodes else min(num_left, draw(st.sampled_from([3, 20, 96])))
+        if num_left == 0:
+            break
+        rows.append(
+            Row(draw(st.integers(1, longest)), draw(st.integers(0, MAX_HISTORY)), draw(st.sampled_from([0, 0, 2, 9])))
+        )
+        num_left -= rows[-1].q_len
+    return build_step(shape, rows, draw(st.integers(0, 2**16)))
+
+
+@functools.cache
+def compiled(name: str, shape: Shape) -> Callable[..., jax.Array]:
+    return jax.jit(
+        functools.partial(IMPLEMENTATIONS[name].function, **shape.options, is_decode_only=shape.is_decode_only)
+    )
+
+
+def judged(shape: Shape, step: dict[str, Array]) -> Array:
+    arrays = {name: array for name, array in step.items() if name != "num_decode_rows"}
+    return reference.ragged_paged_attention(**arrays, **shape.options, dtype=np.float64)
+
+
+@pytest.fixture(scope="module", params=list(IMPLEMENTATIONS))
+def implementation(request: pytest.FixtureRequest) -> str:
+    use = registry.Use(jax.default_backend(), np.dtype(np.float32), 64)
+    if obstacle := IMPLEMENTATIONS[request.param].obstacle(use):
+        pytest.skip(f"{request.param} does not run here: {obstacle}")
+    return request.param
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@settings(max_examples=25)
+@given(data=st.data())
+def test_any_mix_is_as_in_float64(name: str, implementation: str, data: st.DataObject) -> None:
+    shape = SHAPES[name]
+    step = data.draw(steps(shape))
+    got = compiled(implementation, shape)(**step)
+    np.testing.assert_allclose(got, judged(shape, step), rtol=0, atol=1e-5)
+
+
+def test_equal_keys_average_the_values_that_are_seen(implementation: str) -> None:
+    shape = Shape(num_heads=1, head_dim=16, window=3)
+    step = build_step(shape, [Row(6, 0)], seed=0)
+    slots = step["block_tables"][0, 0] * 16 + np.arange(6)
+    step["k_pages"][slots] = 1
+    step["v_pages"][slots] = np.arange(6).reshape(6, 1, 1)
+    got = compiled(implementation, shape)(**step)
+    np.testing.assert_allclose(got[:7, 0, 0], [0, 0.5, 1, 2, 3, 4, 0], atol=1e-6)
+
+
+def test_pages_wholly_before_the_window_are_not_read(implementation: str) -> None:
+    shape = Shape(window=20)
+    step = build_step(shape, [Row(1, 100), Row(40, 100)], seed=1)
+    expected = judged(shape, step)
+    step["block_tables"][:, :5] = GARBAGE_PAGES[1]  # of 0..79; the first token sees 81 and later
+    np.testing.assert_allclose(compiled(implementation, shape)(**step), expected, rtol=0, atol=1e-5)
+
+
+def test_decodes_that_are_not_counted_are_served_as_chunks(implementation: str) -> None:
+    shape = SHAPES["group of 3, the demo model"]
+    step = build_step(shape, [Row(1, 100), Row(1, 0), Row(1, 17), Row(70, 20)], seed=2)
+    step["num_decode_rows"] = np.array(1, np.int32)
+    np.testing.assert_allclose(compiled(implementation, shape)(**step), judged(shape, step), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_pages_are_computed_in_float32(implementation: str, dtype: Any) -> None:
+    shape = SHAPES["two KV heads, soft cap"]
+    step = build_step(shape, [Row(1, 200), Row(50, 30)], seed=3)
+    step |= {name: np.asarray(step[name].astype(dtype)) for name in ("q", "k_pages", "v_pages")}
+    got = compiled(implementation, shape)(**step)
+    assert got.dtype == dtype
+    # Only the result is rounded: half a unit in the last place of numbers up to 4.
+    np.testing.assert_allclose(
+        np.asarray(got, np.float64), judged(shape, step), rtol=0, atol=2 * float(jnp.finfo(dtype).eps)
+    )
+
+
+def test_more_rows_than_tokens(implementation: str) -> None:
+    shape = Shape(num_tokens=8, num_rows=10)
+    step = build_step(shape, [Row(1, 9), Row(1, 250), Row(3, 3)], seed=4)
+    np.testing.assert_allclose(compiled(implementation, shape)(**step), judged(shape, step), rtol=0, atol=1e-5)
+
+
+def test_a_step_of_padding_alone_is_zero(implementation: str) -> None:
+    shape = SHAPES["group of 3, the demo model"]
+    got = compiled(implementation, shape)(**build_step(shape, [], seed=5))
+    assert np.array_equal(got, np.zeros_like(got))
+
+
+@pytest.mark.parametrize("is_decode_only", [True, False])
+def test_memory_does_not_grow_with_the_block_table(is_decode_only: bool) -> None:
+    """`xla` only: 16,384 tokens a row would be 3 MB per row in scores alone."""
+    shape = Shape(is_decode_only=is_decode_only, num_tokens=64, num_rows=64)
+
+    def temp_bytes(num_blocks: int) -> int:
+        pages = jax.ShapeDtypeStruct((2048 * 16, 1, 16), jnp.float32)
+        tables = jax.ShapeDtypeStruct((64, num_blocks), jnp.int32)
+        q, lens, cu = jax.ShapeDtypeStruct((64, 3, 16), jnp.float32), *_int_arrays(64, 65)
+        function = functools.partial(IMPLEMENTATIONS["xla"].function, **shape.options, is_decode_only=is_decode_only)
+        lowered = jax.jit(function).lower(q, pages, pages, lens, tables, cu, *_int_arrays(None))
+        memory = lowered.compile().memory_analysis()
+        assert memory is not None
+        return memory.temp_size_in_bytes
+
+    assert temp_bytes(1024) - temp_bytes(32) <= 64 * 1024 * 4  # at most a copy of the table itself
+
+
+def _int_arrays(*sizes: int | None) -> list[jax.ShapeDtypeStruct]:
+    return [jax.ShapeDtypeStruct(() if size is None else (size,), jnp.int32) for size in sizes]
