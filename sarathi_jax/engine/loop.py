@@ -84,10 +84,9 @@ class StepLoop:
         return self.scheduler.complete(flight.schedule, result, self.completed_s)
 
     def _give_up(self, schedule: Schedule, error: EngineError) -> None:
-        """A step failed and the KV cache is lost: all running requests start over, and keep the tokens they have."""
+        """A step failed and the KV cache is lost: all running requests start over, and keep the tokens they have. The step behind it fails with it."""
         logger.error("%s", error)
-        self.scheduler.fail_step(schedule)
-        self._num_failures_in_a_row += 1
+        self._num_failures_in_a_row += self.scheduler.fail_step(schedule)
         if self._num_failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
             raise EngineError(
                 f"At most {MAX_FAILURES_IN_A_ROW - 1} steps may fail in a row, got one more: {error} Start the engine again."

@@ -222,14 +222,14 @@ class Scheduler:
             outputs.append(new_output(TokenOutput, output))
         return outputs
 
-    def fail_step(self, schedule: Schedule) -> None:
+    def fail_step(self, schedule: Schedule) -> bool:
         """A step failed and took all keys and values with it: every step in flight is given up, and all running requests start over.
 
-        They keep their tokens and wait in their order, before all others.
+        They keep their tokens and wait in their order, before all others. Returns: False if an earlier failure had given this step up already.
         """
         if schedule.step in self._lost_steps:
             self._lost_steps.remove(schedule.step)
-            return
+            return False
         assert any(schedule is flying for flying, _ in self._in_flight), f"step {schedule.step} is not in flight"
         for flying, requests in self._in_flight:
             if flying is not schedule:
@@ -241,6 +241,7 @@ class Scheduler:
             self._queues.stop(request)
             self.kv_pages.release(request)
         self.kv_pages.forget_all()
+        return True
 
     # ---- inside
 
