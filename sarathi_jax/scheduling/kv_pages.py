@@ -10,7 +10,7 @@ from sarathi_jax.scheduling.request import Request
 class KVPages:
     """Gives requests their pages, finds pages that already hold what they need, and takes them back.
 
-    is_prefix_caching: whether all requests share what they computed; samples of one group always do (`open_group`).
+    is_prefix_caching: whether all requests share what they computed; samples of one prompt always do.
     """
 
     def __init__(self, num_pages: int, page_size: int, provenance: str, is_prefix_caching: bool) -> None:

@@ -198,6 +198,18 @@ class World:
         self.scheduler.check_integrity()
         assert self.scheduler.num_running + self.scheduler.num_waiting == len(self.live)
         assert all(self.scheduler.get(name) is request for name, request in self.live.items())
+        self._check_cache()
+
+    def _check_cache(self) -> None:
+        """What can be found has been computed, by a step that completed, from the tokens that it is found for (I-11, I-14)."""
+        cache = self.scheduler.kv_pages.cache
+        salts = {seed_of(self.device.salts[name]) for name in self.live} | {seed_of(""), seed_of("x")}
+        for page_id in cache.pages():
+            tokens = cache.tokens_of_page(page_id)
+            entry = self.device.entries.get((page_id, cache.page_size - 1), POISON)
+            assert entry in {hash((salt, *tokens)) for salt in salts}, (
+                f"page {page_id} can be found and holds something else"
+            )
 
     def _check_step(self, schedule: Schedule) -> None:
         limits, pool = self.scheduler.limits, self.scheduler.kv_pages.pool
@@ -242,7 +254,7 @@ class World:
             assert max(stayed, default=(0, 0)) < min(self.live[name].order for name in preempted)
             assert not any(row.is_first for row in rows.values())
             front = [request.request_id for request in self.scheduler.view(0.0).waiting][: len(preempted)]
-            assert set(front) == preempted
+            assert front == sorted(preempted, key=lambda name: self.live[name].order)
 
     def _check_head(self, schedule: Schedule) -> None:
         """What could have been admitted even with nothing cached was (I-19)."""

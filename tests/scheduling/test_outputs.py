@@ -91,9 +91,11 @@ def prompt_logprobs(row: Any) -> list[TokenLogprobs]:
     return [TokenLogprobs(float(position), 1, ()) for position in range(row.start + 1, last + 1)]
 
 
-@pytest.mark.parametrize("every", [None, 2])
-def test_prompt_logprobs_come_once_and_whole(every: int | None, make_request: Make, make_stepper: Make) -> None:
-    stepper = make_stepper(make_request("warm", 40, max_tokens=1), preempt_every_steps=every)
+@pytest.mark.parametrize(
+    "options", [{}, {"preempt_every_steps": 2}, {"preempt_every_steps": 2, "is_prefix_caching": False}]
+)
+def test_prompt_logprobs_come_once_and_whole(options: dict[str, Any], make_request: Make, make_stepper: Make) -> None:
+    stepper = make_stepper(make_request("warm", 40, max_tokens=1), **options)
     stepper.drain()
     stepper.scheduler.add(request := make_request("a", 40, max_tokens=4, prompt_logprobs=0))
     positions: list[float] = []

@@ -81,11 +81,13 @@ def test_colliding_parents_are_told_apart_by_theirs() -> None:
 
 def test_a_block_is_found_again_after_its_parent_was_evicted_and_came_back() -> None:
     cache = PrefixCache(2)
-    insert_all(cache, chain_of(cache, [1, 2, 3, 4]), first_page=10)
+    insert_all(cache, chain := chain_of(cache, [1, 2, 3, 4]), first_page=10)
     cache.forget(10)
     cache.insert(chain_of(cache, [1, 2])[1], 30)
     assert cache.find(chain_of(cache, [1, 2, 3, 4]), 9) == [30, 11]
     assert cache.tokens_of_page(11) == (1, 2, 3, 4)
+    # The next search compares the parents by identity, and need not walk up to the root.
+    assert chain[2].parent is not None and chain[2].parent.page_id == 30
 
 
 def test_salt_and_provenance_part_what_else_is_the_same() -> None:

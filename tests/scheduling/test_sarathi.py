@@ -159,9 +159,12 @@ def test_f25_the_watermark_is_waived_when_nothing_runs(make_request: Make, make_
     assert chunks(stepper.step()[0]) == [("a", 40)]
 
 
-@pytest.mark.parametrize(("num_pages", "num_kept_free"), [(64, 1), (100, 1), (700, 7), (701, 8)])
-def test_f25_the_watermark_is_one_percent_of_the_pages_rounded_up(num_pages: int, num_kept_free: int) -> None:
-    limits = SchedulerLimits(num_pages=num_pages, max_model_len=8, vocab_size=8)
+@pytest.mark.parametrize(
+    ("watermark", "num_pages", "num_kept_free"),
+    [(0.01, 64, 1), (0.01, 100, 1), (0.01, 701, 8), (0.07, 100, 7), (0.0, 100, 0)],  # 0.07 * 100 > 7 in floating point
+)
+def test_f25_the_watermark_is_its_share_rounded_up(watermark: float, num_pages: int, num_kept_free: int) -> None:
+    limits = SchedulerLimits(num_pages=num_pages, max_model_len=8, vocab_size=8, watermark=watermark)
     assert limits.num_watermark_pages == num_kept_free
 
 
