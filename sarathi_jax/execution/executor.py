@@ -47,9 +47,10 @@ class JaxExecutor:
 
     def submit(self, schedule: Schedule) -> "JaxStepHandle":
         """Dispatch a step; returns at once. A fault of the device is raised by the handle."""
-        for row in schedule.rows:
-            if row.is_first:
-                self._admit(row)
+        first_rows = [row for row in schedule.rows if row.is_first]
+        for row in first_rows:
+            self._slots.variants[row.batch_slot] = variant_of(row.sampling)
+            self._slots.sampling[row.batch_slot] = pack_sampling_row(row.sampling, row.seed)
         bucket = self.table.choose(
             schedule.num_tokens,
             len(schedule.rows),
@@ -57,23 +58,26 @@ class JaxExecutor:
             variant=self._slots.variant(schedule.rows),
         )
         packed = pack(schedule, bucket, self.geometry, self._slots)
+        generation = self._num_lost_states
         try:
             assert self._state is not None, "the executor is closed"
+            for row in first_rows:
+                self._set_slot(row)
             self._state, out = self._programs.steps[bucket](self._params, self._state, packed)
             out.copy_to_host_async()
         except jax.errors.JaxRuntimeError as error:
-            return JaxStepHandle(self, schedule, bucket, error, self._num_lost_states)
-        return JaxStepHandle(self, schedule, bucket, out, self._num_lost_states)
+            self.forget_state(
+                generation
+            )  # at once: the next step may be submitted before this one's result is asked for
+            return JaxStepHandle(self, schedule, bucket, error, generation)
+        return JaxStepHandle(self, schedule, bucket, out, generation)
 
     def close(self) -> None:
         self._state, self._params = None, ()
 
-    def _admit(self, row: ScheduledRow) -> None:
-        """Set up the batch slot of a request that was just admitted."""
-        variant = variant_of(row.sampling)
-        self._slots.variants[row.batch_slot] = variant
-        self._slots.sampling[row.batch_slot] = pack_sampling_row(row.sampling, row.seed)
-        if variant is Variant.FULL:
+    def _set_slot(self, row: ScheduledRow) -> None:
+        """Set up the batch slot of a request that was just admitted, on the device if `full` steps serve it."""
+        if self._slots.variants[row.batch_slot] == Variant.FULL:
             assert self._state is not None, "the executor is closed"
             context = np.array(row.context_token_ids, np.int32)
             eos_token_ids = () if row.sampling.ignore_eos else self._eos_token_ids

@@ -50,7 +50,7 @@ def packed_fields(bucket: Bucket, blocks_per_row: int) -> Mapping[str, PackedFie
 
     token_ids, positions, slot_mapping [T]; cu_q_lens [S + 1]; kv_lens, batch_slots [S]; is_pending [S]: the row's token is the one that the device sampled
     last for its batch slot; num_decode_rows [1]; block_tables [S, N]; then by variant: sampling [S, C]; num_prompt_tokens, is_stop_banned [S];
-    token_batch_slots [T]; prompt_rows, prompt_targets [T] and num_prompt_rows [1]: tokens whose successor's log-probability is asked for, and that successor.
+    has_slot_options [S]: the row's slot was set up for its request (of the others, it holds nothing, or what a request before left); token_batch_slots [T]; prompt_rows, prompt_targets [T] and num_prompt_rows [1]: tokens whose successor's log-probability is asked for, and that successor.
     """
     tokens, rows = (bucket.num_tokens,), (bucket.num_rows,)
     shapes: dict[str, tuple[int, ...]] = {
@@ -67,7 +67,12 @@ def packed_fields(bucket: Bucket, blocks_per_row: int) -> Mapping[str, PackedFie
     if bucket.variant >= Variant.SAMPLE:
         shapes["sampling"] = (bucket.num_rows, NUM_SAMPLING_COLUMNS)
     if bucket.variant >= Variant.FULL:
-        shapes |= {"num_prompt_tokens": rows, "is_stop_banned": rows, "token_batch_slots": tokens}
+        shapes |= {
+            "num_prompt_tokens": rows,
+            "is_stop_banned": rows,
+            "has_slot_options": rows,
+            "token_batch_slots": tokens,
+        }
         shapes |= {"prompt_rows": tokens, "prompt_targets": tokens, "num_prompt_rows": (1,)}
     offsets = accumulate((prod(shape) for shape in shapes.values()), initial=0)
     return {name: PackedField(offset, shape) for (name, shape), offset in zip(shapes.items(), offsets, strict=False)}
@@ -135,6 +140,7 @@ def pack(schedule: Schedule, bucket: Bucket, geometry: Geometry, slots: SlotTabl
     if bucket.variant >= Variant.SAMPLE:
         views["sampling"][:count] = slots.sampling[batch_slots]
     if bucket.variant >= Variant.FULL:
+        views["has_slot_options"][:count] = slots.variants[batch_slots] == Variant.FULL
         _fill_full(views, rows, lengths, geometry)
     return packed
 

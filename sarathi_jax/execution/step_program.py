@@ -127,7 +127,7 @@ def _sample(
     if sampled is None:
         controls, penalties = unpack_sampling_rows(inputs["sampling"], inputs["kv_lens"])
         if variant >= Variant.FULL:
-            logits = logit_controls.apply(logits, _logit_controls(inputs, slots, penalties))
+            logits = logit_controls.apply(logits, _logit_controls(inputs, slots, penalties, logits.shape[1]))
         sampled = sample(logits, controls)
     words = [sampled.token_ids, sampled.is_finite.astype(jnp.int32)]
     if variant >= Variant.FULL:
@@ -155,8 +155,11 @@ def _write_history(inputs: Inputs, slots: SlotState) -> SlotState:
 
 
 def _logit_controls(
-    inputs: Inputs, slots: SlotState, penalties: logit_controls.Penalties
+    inputs: Inputs, slots: SlotState, penalties: logit_controls.Penalties, vocab_size: int
 ) -> logit_controls.LogitControls:
+    """What the rows' slots ask for; a row whose request was not set up there asks for nothing."""
+    has_options = inputs["has_slot_options"][:, None] == 1
+
     def of_rows(array: jax.Array) -> jax.Array:
         return array.at[inputs["batch_slots"]].get(mode="clip")
 
@@ -165,9 +168,9 @@ def _logit_controls(
         history=of_rows(slots.history),
         prompt_lens=inputs["num_prompt_tokens"],
         lens=inputs["kv_lens"],
-        bias_ids=of_rows(slots.bias_ids),
+        bias_ids=jnp.where(has_options, of_rows(slots.bias_ids), vocab_size),
         bias_values=of_rows(slots.bias_values),
-        allowed_bits=of_rows(slots.allowed_bits),
+        allowed_bits=jnp.where(has_options, of_rows(slots.allowed_bits), jnp.uint32(0xFFFFFFFF)),
         stop_ids=of_rows(slots.stop_ids),
         is_stop_banned=inputs["is_stop_banned"] == 1,
     )

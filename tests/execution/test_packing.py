@@ -145,7 +145,11 @@ def test_each_row_has_its_slots_sampling_row(schedule: Schedule):
 
 @given(schedules())
 def test_what_the_full_variant_adds(schedule: Schedule):
-    got, num_rows = unpack(schedule, Variant.FULL), len(schedule.rows)
+    tables, num_rows = make_slots(), len(schedule.rows)
+    tables.variants[:] = [2, 0, 1, 2, 0, 1, 2, 2]
+    got = unpack(schedule, Variant.FULL, slots=tables)
+    has_options = [row.batch_slot in {0, 3, 6, 7} for row in schedule.rows]
+    assert got["has_slot_options"].tolist() == [*has_options, *[0] * (len(got["kv_lens"]) - num_rows)]
     slots = np.repeat([row.batch_slot for row in schedule.rows], [row.num_tokens for row in schedule.rows])
     assert got["token_batch_slots"][: schedule.num_tokens].tolist() == slots.tolist()
     assert (got["token_batch_slots"][schedule.num_tokens :] == GEOMETRY.max_num_seqs).all()
