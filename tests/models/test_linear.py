@@ -52,7 +52,7 @@ def test_the_result_may_be_wider_than_the_weight():
     """Logits: bfloat16 products are summed in float32 and stay there."""
     layer = make((64,), (3,), dtype=jnp.bfloat16, out_dtype=jnp.dtype(jnp.float32))
     x = jnp.asarray(random(5, 64), jnp.bfloat16)
-    expected = np.float64(x) @ np.float64(layer.kernel[...])
+    expected = np.einsum("te,ev->tv", np.float64(x), np.float64(layer.kernel[...]))
     assert layer(x).dtype == jnp.float32
     np.testing.assert_allclose(layer(x), expected, rtol=0, atol=1e-5)
 

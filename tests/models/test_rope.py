@@ -14,7 +14,7 @@ DIM = 8
 BASE = [10000 ** (-2 * i / DIM) for i in range(DIM // 2)]  # 1, 0.1, 0.01, 0.001
 
 
-def frequencies(max_length: int = 64, **options: Any) -> list[float]:
+def frequencies(max_length: int = 64, /, **options: Any) -> list[float]:
     return rope_frequencies(RopeConfig(**options), DIM, max_length)[0].tolist()
 
 
@@ -28,7 +28,7 @@ def test_linear_divides_every_position():
 
 
 def test_dynamic_is_the_default_up_to_the_trained_length():
-    options = {"kind": "dynamic", "factor": 2.0, "original_max_position": 64}
+    options: dict[str, Any] = {"kind": "dynamic", "factor": 2.0, "original_max_position": 64}
     assert frequencies(64, **options) == pytest.approx(BASE, rel=1e-12)
 
 
