@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sarathi_jax.execution.sampling import SamplingControls, greedy, sample
+from sarathi_jax.execution.sampling import SamplingControls, greedy, pick, sample
 
 SAMPLE, GREEDY = jax.jit(sample), jax.jit(greedy)
 RNG = np.random.default_rng
@@ -170,6 +170,15 @@ def test_a_token_of_no_probability_is_never_drawn():
     tokens = np.asarray(SAMPLE(logits, controls(24_000)).token_ids)
     assert np.isfinite(logits[rows, tokens]).all()
     assert (logits[rows, tokens] == -1).any()
+
+
+@given(st.integers(0, 2**31), st.floats(0.05, 1), st.sampled_from([0.0, 0.5, 1 - 2**-24, 1 - 2**-23, 2**-23]))
+def test_a_column_of_no_weight_is_never_picked(seed: int, density: float, uniform: float):
+    rng = np.random.default_rng(seed)
+    weights = rng.exponential(size=(3, 1000)) ** 8 * (rng.random((3, 1000)) < density)
+    weights[:, 500] += 1e-30
+    columns = jax.jit(pick)(weights.astype(np.float32), np.full(3, uniform, np.float32))
+    assert (weights[np.arange(3), columns] > 0).all()
 
 
 def test_rare_tokens_are_drawn_at_their_rate():

@@ -67,6 +67,14 @@ def test_top_k_keeps_what_sorting_keeps(row: Any, top_k: int):
     np.testing.assert_array_equal(kept(row, top_k=top_k)[0] & (row - row.max() > -80), expected)
 
 
+@pytest.mark.parametrize("start", [-88.0, -1e-3, 1e-3, 79.0])
+def test_neighbouring_floats_are_told_apart(start: float):
+    row = (np.float32(start).view(np.int32) + np.arange(64, dtype=np.int32)).view(np.float32)
+    row = row if start > 0 else row[::-1]
+    mask = kept(np.tile(row, (64, 1)), top_k=np.arange(1, 65))
+    np.testing.assert_array_equal(mask, np.arange(64)[None, ::-1] < np.arange(1, 65)[:, None])
+
+
 @given(st.integers(0, 2**31), st.sampled_from([8192, 9001]), st.integers(1, 400), st.booleans())
 def test_top_k_of_long_rows(seed: int, vocab_size: int, top_k: int, is_tied: bool):
     """Longer than the leading blocks hold: found there for a small k, in the whole row for others, whatever the neighbour needs."""
