@@ -5,7 +5,7 @@ Knows nothing of devices: any `Executor` will do.
 
 import itertools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -132,13 +132,12 @@ class Engine:
 
     def abort(self, request_id: str) -> list[StreamEvent]:
         """End a request and all its samples now. An unknown or ended one is no error. Returns: their last events."""
-        self.scheduler.abort(request_id, self.clock.now())
         entry = self._entries.get(request_id)
         if entry is None:
             return []
+        self.scheduler.abort(request_id, self.clock.now())
         going = [sample for sample in entry.samples if sample.finish_reason is None]
-        deltas = [(sample, sample.end("abort")) for sample in going]
-        return [self._last_event(entry, sample, delta, []) for sample, delta in deltas]
+        return [self._last_event(entry, sample, sample.end("abort"), []) for sample in going]
 
     def step(self) -> list[StreamEvent]:
         """Run one turn of the loop. Returns: what each sample gained by it. Raises: EngineError if the engine can't go on."""
@@ -171,6 +170,11 @@ class Engine:
 
     def _token_ids(self, prompt: Prompt) -> list[int]:
         if not isinstance(prompt, str):
+            if not isinstance(prompt, Iterable):
+                raise RequestError(
+                    f"The prompt must be a text or a list of token ids, got {type(prompt).__name__}: pass one of these.",
+                    param="prompt",
+                )
             return list(prompt)
         if self._tokenizer is None:
             raise RequestError(

@@ -44,6 +44,9 @@ class StepLoop:
         self.records: deque[StepRecord] = deque(maxlen=MAX_RECORDS)
         self.completed_s = clock.now()
         self._in_flight: StepInFlight | None = None
+        self._lost: StepInFlight | None = (
+            None  # given up because the one before it failed: whatever comes of it is of no use
+        )
         self._num_failures_in_a_row = 0
 
     @property
@@ -79,14 +82,19 @@ class StepLoop:
             self._give_up(flight.schedule, error)
             return []
         self.completed_s = self.clock.now()
+        if flight is self._lost:
+            return self.scheduler.complete(flight.schedule, result, self.completed_s)
         self._num_failures_in_a_row = 0
         self.records.append(record_step(flight.schedule, flight.handle.bucket, flight.start_s, self.completed_s))
         return self.scheduler.complete(flight.schedule, result, self.completed_s)
 
     def _give_up(self, schedule: Schedule, error: EngineError) -> None:
-        """A step failed and the KV cache is lost: all running requests start over, and keep the tokens they have. The step behind it fails with it."""
+        """A step failed and the KV cache is lost: all running requests start over, and keep the tokens they have. The step behind it is lost with it."""
         logger.error("%s", error)
-        self._num_failures_in_a_row += self.scheduler.fail_step(schedule)
+        if not self.scheduler.fail_step(schedule):
+            return
+        self._lost = self._in_flight
+        self._num_failures_in_a_row += 1
         if self._num_failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
             raise EngineError(
                 f"At most {MAX_FAILURES_IN_A_ROW - 1} steps may fail in a row, got one more: {error} Start the engine again."
