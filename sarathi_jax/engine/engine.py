@@ -175,7 +175,8 @@ class Engine:
                     f"The prompt must be a text or a list of token ids, got {type(prompt).__name__}: pass one of these.",
                     param="prompt",
                 )
-            return list(prompt)
+            # An array's ids become Python's; what they are is checked where all requests are.
+            return [each.item() if isinstance(each, np.integer) else each for each in prompt]
         if self._tokenizer is None:
             raise RequestError(
                 "A text prompt needs a tokenizer, got a model without one: pass token ids.", param="prompt"
