@@ -184,8 +184,8 @@ def _attend(block: _Block, step: _Step) -> jax.Array:
         positions = (first_page + i * pages_per_tile)[:, None] * step.page_size + jnp.arange(tile_shape[1])[None]
         keys = step.k_pages.at[pages].get(mode="clip").reshape(tile_shape)
         values = step.v_pages.at[pages].get(mode="clip").reshape(tile_shape)
-        # A weight of 0 does not silence a NaN: values that no query of the block sees are replaced.
-        is_held = (positions >= first_seen[:, None]) & (positions < block.kv_lens[:, None])  # [W, C]
+        # A weight of 0 does not silence a NaN: what stands past a row's last token is replaced.
+        is_held = positions < block.kv_lens[:, None]  # [W, C]
         values = jnp.where(is_held[..., None, None], values, 0)
 
         scores = _product("brd,bcd->brc", queries, _fold_tile(keys, is_wide))

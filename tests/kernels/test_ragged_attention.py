@@ -1,7 +1,8 @@
 """The contract of ragged paged attention: every implementation, on steps with NaN wherever no token is, against float64.
 
-Caught, once by hand: a causal mask off by one, a window off by one, values masked by weight only, pages taken by tile instead of by row, a last block
-that writes over the next row, rows past the sorted ones not dropped.
+Broken by hand, once each, and caught: the causal mask, the window's edge (with and without it), a window's first page, values left out by weight only,
+the last partial tile, the rescaling of what was summed, the soft cap, a chunk's padding, the start and end of its blocks, the head a wide query is
+read from, the order of decode rows, and rows past the last one not dropped.
 """
 
 import functools
@@ -191,6 +192,14 @@ def test_half_precision_pages_are_computed_in_float32(implementation: str, dtype
 def test_more_rows_than_tokens(implementation: str) -> None:
     shape = Shape(num_tokens=8, num_rows=10)
     step = build_step(shape, [Row(1, 9), Row(1, 250), Row(3, 3)], seed=4)
+    np.testing.assert_allclose(compiled(implementation, shape)(**step), judged(shape, step), rtol=0, atol=1e-5)
+
+
+def test_every_row_a_decode(implementation: str) -> None:
+    shape = SHAPES["group of 3, decodes"]
+    step = build_step(
+        shape, [Row(1, history) for history in (0, 300, 15, 16, 17, 127, 128, 129, 1, 40, 200, 63)], seed=6
+    )
     np.testing.assert_allclose(compiled(implementation, shape)(**step), judged(shape, step), rtol=0, atol=1e-5)
 
 
