@@ -109,7 +109,7 @@ def use_compile_cache(folder: str | None) -> None:
 
     Args:
       folder: None is the user's cache folder, "" none at all. A cache that the process already has is left as it is.
-    Raises: ConfigError if the folder can't be made, or belongs to someone else.
+    Raises: ConfigError if the folder can't be made, belongs to someone else, or was open to what others write.
     """
     if folder == "" or jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
         return
@@ -119,6 +119,8 @@ def use_compile_cache(folder: str | None) -> None:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         if path.stat().st_uid != os.getuid():
             raise PermissionError("it belongs to another user")
+        if path.stat().st_mode & 0o022:
+            raise PermissionError("others can write to it")
         path.chmod(0o700)
     except OSError as error:
         raise ConfigError(
