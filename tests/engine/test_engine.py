@@ -135,7 +135,7 @@ def test_no_limit_means_up_to_the_models_length(make_rig: MakeRig):
     assert (len(sample.token_ids), sample.finish_reason) == (128 - len(PROMPT), "length")
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data(), st.booleans(), st.integers(1, 3))
 def test_aborts_at_any_moment_free_everything_and_change_no_other(
     make_rig: MakeRig, expected_tokens: Expected, data: st.DataObject, overlap: bool, n: int
