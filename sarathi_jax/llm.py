@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ from sarathi_jax.checkpoints.model_source import ModelSource, find_model
 from sarathi_jax.clock import WallClock
 from sarathi_jax.config import EngineConfig
 from sarathi_jax.engine.engine import Engine, Prompt
-from sarathi_jax.errors import ConfigError, ModelNotFoundError, RequestError
+from sarathi_jax.errors import ConfigError, EngineError, ModelNotFoundError, RequestError
 from sarathi_jax.execution.build import EnginePrograms, build_engine, choose_dtype
 from sarathi_jax.execution.compile_ledger import CompileLedger
 from sarathi_jax.execution.executor import JaxExecutor
 from sarathi_jax.outputs import RequestOutput, StreamEvent
 from sarathi_jax.sampling_params import SamplingParams
+from sarathi_jax.scheduling.policies import make_policy
+from sarathi_jax.scheduling.policy import Policy
 from sarathi_jax.scheduling.scheduler import Scheduler
 from sarathi_jax.sharding.mesh import make_mesh
 from sarathi_jax.sharding.model_state import abstract_model
@@ -49,11 +51,12 @@ class LLM:
         self.model_config = source.config
         self.tokenizer = None if source.folder is None else _load_tokenizer(source.folder)
         self._template = None if source.folder is None else ChatTemplate.from_folder(source.folder)
+        policy = make_policy(self.config.policy)
         has_bars = sys.stderr.isatty() if progress is None else progress
         programs, executor = _build(source, self.config, has_bars)
         self.compile_ledger: CompileLedger = programs.ledger
         self.memory_plan = programs.plan
-        self.engine = _make_engine(programs, executor, self.config, self.tokenizer)
+        self.engine = _make_engine(programs, executor, self.config, policy, self.tokenizer)
         self._outputs: dict[str, RequestOutput] = {}
         self._events: dict[str, list[StreamEvent]] = {}
 
@@ -93,7 +96,9 @@ class LLM:
         """
         request_id = self.engine.add_request(prompt, params)
         self._events[request_id] = []
-        return self._stream(request_id)
+        stream = self._stream(request_id)
+        next(stream)  # to where leaving it aborts the request
+        return stream
 
     def chat(
         self,
@@ -126,6 +131,7 @@ class LLM:
 
     def _stream(self, request_id: str) -> Iterator[StreamEvent]:
         try:
+            yield StreamEvent(request_id, 0, "", [])  # taken by `stream`
             is_going = True
             while is_going:
                 events, self._events[request_id] = self._events[request_id], []
@@ -133,6 +139,10 @@ class LLM:
                     is_going = event.output is None
                     yield event
                 if is_going and not events:
+                    if not self.engine.has_unfinished:
+                        raise EngineError(
+                            f"A stream must be read while its request lives, got {request_id}, which was aborted: start it again."
+                        )
                     self._step()
         finally:
             self._forget([request_id])
@@ -208,11 +218,15 @@ def _build(source: ModelSource, config: EngineConfig, progress: bool) -> tuple[E
 
 
 def _make_engine(
-    programs: EnginePrograms, executor: JaxExecutor, config: EngineConfig, tokenizer: Tokenizer | None
+    programs: EnginePrograms,
+    executor: JaxExecutor,
+    config: EngineConfig,
+    policy: Policy,
+    tokenizer: Tokenizer | None,
 ) -> Engine:
     model_config = programs.model_state.config
     scheduler = Scheduler(
-        config.policy,
+        policy,
         num_pages=programs.geometry.num_pages,
         page_size=config.page_size,
         token_budget=config.token_budget,
@@ -239,10 +253,11 @@ def _make_engine(
 def _as_list(prompts: Prompts) -> list[Prompt]:
     if isinstance(prompts, str):
         return [prompts]
-    batch = list(prompts)
-    if batch and all(isinstance(each, int) for each in batch):
+    batch = list(prompts) if isinstance(prompts, Iterable) else None
+    if batch is None or (batch and all(isinstance(each, int) for each in batch)):
         raise RequestError(
-            "prompts must be a text, or a list of texts or of lists of token ids, got a list of numbers: wrap it in a list.",
+            "prompts must be a text, or a list of texts or of lists of token ids, got"
+            f" {type(prompts).__name__ if batch is None else 'a list of numbers'}: wrap it in a list.",
             param="prompts",
         )
     return batch
@@ -251,6 +266,11 @@ def _as_list(prompts: Prompts) -> list[Prompt]:
 def _params_of_each(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
     if params is None or isinstance(params, SamplingParams):
         return [params or SamplingParams()] * count
+    if not isinstance(params, Sequence) or not all(isinstance(each, SamplingParams) for each in params):
+        raise RequestError(
+            f"params must be SamplingParams, or a list of them, got {type(params).__name__}: write SamplingParams(max_tokens=16).",
+            param="params",
+        )
     if len(params) != count:
         raise RequestError(
             f"params must be one for all prompts or one each, got {len(params)} for {count}: pass {count}.",
