@@ -47,7 +47,9 @@ class SamplingParams:
     stop: tuple[str, ...] = _field((), "strings that end the output")
     stop_token_ids: tuple[int, ...] = _field((), "token ids that end the output")
     ignore_eos: bool = _field(False, "go on after the end-of-sequence token")
-    logprobs: int | None = _field(None, "log-probabilities of this many most probable tokens per output token (0: of the drawn one)")
+    logprobs: int | None = _field(
+        None, "log-probabilities of this many most probable tokens per output token (0: of the drawn one)"
+    )
     prompt_logprobs: int | None = _field(None, "the same for the prompt's tokens")
     skip_special_tokens: bool = _field(True, "leave special tokens out of the text")
     include_stop_str_in_output: bool = _field(False, "keep the stop string that ended the output in the text")
@@ -90,7 +92,9 @@ class SamplingParams:
     def _check_ids(self) -> None:
         if self.logit_bias is not None:
             if len(self.logit_bias) > MAX_LOGIT_BIAS:
-                raise _wrong("logit_bias", f"at most {MAX_LOGIT_BIAS} entries", len(self.logit_bias), "bias fewer tokens")
+                raise _wrong(
+                    "logit_bias", f"at most {MAX_LOGIT_BIAS} entries", len(self.logit_bias), "bias fewer tokens"
+                )
             for token_id, bias in self.logit_bias.items():
                 _check_int("logit_bias", token_id, 0, 2**31 - 1)
                 _check_float("logit_bias", bias, -1e4, 1e4)
@@ -135,4 +139,9 @@ def _check_float(name: str, value: object, low: float, high: float, *, is_low_op
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise _wrong(name, "a finite number", value, "pass a float")
     if not low <= value <= high or (is_low_open and value == low):
-        raise _wrong(name, f"{'above' if is_low_open else 'between'} {low}{' and at most' if is_low_open else ' and'} {high}", value, "choose a value in that range")
+        raise _wrong(
+            name,
+            f"{'above' if is_low_open else 'between'} {low}{' and at most' if is_low_open else ' and'} {high}",
+            value,
+            "choose a value in that range",
+        )
