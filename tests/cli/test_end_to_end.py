@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,16 @@ def test_bench_throughput_runs_a_trace_and_draws_it(capsys: Captured, tiny_optio
     assert report["output_tokens_per_s"] == pytest.approx(7 / report["duration_s"])
     assert set(report["latencies"]["tbt_s"]) == {"p50", "p90", "p99"}
     assert picture.stat().st_size > 1000
+
+
+def test_make_demos_answer_is_right(capsys: Captured) -> None:
+    makefile = (Path(__file__).parent.parent.parent / "Makefile").read_text()
+    prompt = re.findall(r"^DEMO_PROMPT \?= (.*)$", makefile, re.MULTILINE)[0]
+    options = ["--chat", "--stream", "--temperature", "0", "--max-tokens", "64"]
+    out, _ = run(
+        capsys, "generate", "demo", *options, "--max-num-seqs", "1", "--token-budget", "32", "--prompt", prompt
+    )
+    assert out == "So that a long prompt never makes the running answers wait.\n"
 
 
 @pytest.mark.parametrize(
