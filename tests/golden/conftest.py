@@ -1,14 +1,31 @@
 """Golden models as Hugging Face folders, written from the golden files' weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from sarathi_jax.checkpoints.loader import load_params
+from sarathi_jax.checkpoints.model_config import read_model_config
+from sarathi_jax.clock import VirtualClock
+from sarathi_jax.engine.engine import Engine
+from sarathi_jax.execution.buckets import Bucket, BucketTable, Variant
+from sarathi_jax.execution.compile_ledger import CompileLedger
+from sarathi_jax.execution.executor import JaxExecutor
+from sarathi_jax.execution.packing import Geometry
+from sarathi_jax.execution.programs import ProgramBuilder
+from sarathi_jax.kernels import registry
+from sarathi_jax.scheduling.scheduler import Scheduler
+from sarathi_jax.sharding.mesh import make_mesh
+from sarathi_jax.sharding.model_state import abstract_model
+from sarathi_jax.sharding.rules import MEGATRON
+
 DATA = Path(__file__).parent / "data"
+SHARED_LIMITS = ("num_pages", "page_size", "max_num_seqs", "max_model_len", "vocab_size")
 
 
 @dataclass(frozen=True)
@@ -45,3 +62,31 @@ def make_golden(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Gol
         return Golden(folder, arrays)
 
     return make
+
+
+@pytest.fixture
+def make_engine() -> Iterator[Callable[[Path], Engine]]:
+    """Model folder -> an engine for two greedy requests, overlapped, with the two programs that these need."""
+    engines = []
+
+    def make(folder: Path) -> Engine:
+        config, mesh, dtype = read_model_config(folder), make_mesh({}), jnp.dtype("float32")
+        state, max_model_len = abstract_model(config, dtype, mesh, MEGATRON), min(config.max_position_embeddings, 136)
+        table = BucketTable(16, 2)
+        table.buckets = (Bucket(2, 2, True, Variant.GREEDY), Bucket(16, 2, False, Variant.GREEDY))
+        geometry = Geometry(70, 4, max_model_len // 4, 2, max_model_len, config.vocab_size)
+        attention = registry.choose("ragged_paged_attention", platform="cpu", dtype=dtype, head_dim=config.head_dim)
+        builder = ProgramBuilder(state, geometry, mesh, attention, dtype, CompileLedger())
+        programs, params = (
+            builder.compile_all(table.buckets, progress=False),
+            load_params(folder, config, state.parameters),
+        )
+        executor = JaxExecutor(programs, state.flat(params), table, geometry, config.eos_token_ids)
+        limits = {name: getattr(geometry, name) for name in SHARED_LIMITS}
+        scheduler = Scheduler("sarathi", token_budget=16, **limits)
+        engines.append(Engine(scheduler, executor, VirtualClock(), is_overlapped=True, tokenizer=None))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close()

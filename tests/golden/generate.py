@@ -52,13 +52,15 @@ NUM_GREEDY_TOKENS = 64
 MIN_GAP = 5e-3
 SEEDS = range(16)
 NUM_TOP = 20
-DEMO_CHAT = [{"role": "user", "content": "What is a token budget?"}]
+DEMO_CHAT = [{"role": "user", "content": "What is a chunk?"}]
 DEMO_TEXTS = (
     "2+3=",
-    "What is 417 + 86?",
-    "Sort: 9 4 7 1 8 2",
-    "Reverse: stall-free → μ-batch",
-    "".join(f"k{i * 37 % 101}={i * 53 % 997}; " for i in range(100)) + "k74=",
+    "502-38=",
+    "sort(7,42,3,19)=",
+    "copy(blue 42 moon)=",
+    "json(name,age): Ana is 31, lives in Oslo, likes red and has 5 pears.=",
+    "stall-free → μ-batch",
+    "".join(f"{chr(97 + i % 26)}{i // 26}={(i * 37) % 997};" for i in range(160)) + "?f4=",
 )
 FAMILIES = {"llama": (LlamaConfig, LlamaForCausalLM), "mistral": (MistralConfig, MistralForCausalLM)}
 
@@ -114,11 +116,16 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
     return model.eval()
 
 
-def prompt_logits(folder: Path, prompt: list[int]) -> np.ndarray:
-    """f32[T, V] of one whole forward, checked against float64."""
+def two_logits(folder: Path, prompt: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """f32[T, V] and f64[T, V] of one whole forward."""
     ids = torch.tensor([prompt])
     logits = load(folder)(input_ids=ids, use_cache=False).logits[0].numpy()
-    exact = load(folder, torch.float64)(input_ids=ids, use_cache=False).logits[0].numpy()
+    return logits, load(folder, torch.float64)(input_ids=ids, use_cache=False).logits[0].numpy()
+
+
+def prompt_logits(folder: Path, prompt: list[int]) -> np.ndarray:
+    """f32[T, V] of one whole forward, checked against float64."""
+    logits, exact = two_logits(folder, prompt)
     error = np.abs(logits - exact).max()
     assert error < 5e-5, f"the oracle's own float32 error is {error:.1e}: too large for a bound of 2e-4"
     return logits
@@ -205,31 +212,31 @@ def write_case(case: Case) -> None:
 def write_demo() -> None:
     """data/demo.npz: the committed demo model, by the sum of its weights.
 
-    A prompt's logits at every position would be megabytes: kept are the NUM_TOP largest of each position and the logarithm of the sum of all
-    exponentials, which every logit of the vocabulary is part of; and the whole row of the last position.
+    A trained model's logits are larger, and so is the error of any float32 program: logits are those of transformers in float64, `error` is how far
+    transformers in float32 is from them. A prompt's logits at every position would be megabytes: kept are the NUM_TOP largest of each position and
+    the logarithm of the sum of all exponentials, which every logit of the vocabulary is part of; and the whole row of the last position.
     """
     tokenizer = AutoTokenizer.from_pretrained(DEMO_FOLDER)
     prompts = [tokenizer.encode(text) for text in DEMO_TEXTS]
     prompts.append(tokenizer.apply_chat_template(DEMO_CHAT, add_generation_prompt=True, return_dict=False))
-    sums = {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(DEMO_FOLDER.glob("*.safetensors"))
-    }
-    arrays = {
-        "sha256": np.array(json.dumps(sums)),
-        "texts": np.array(DEMO_TEXTS),
-        "chat": np.array(json.dumps(DEMO_CHAT)),
-    }
+    weights = (DEMO_FOLDER / "model.safetensors").read_bytes()
+    arrays = {"sha256": np.array(hashlib.sha256(weights).hexdigest()), "texts": np.array(DEMO_TEXTS)}
+    arrays["chat"] = np.array(json.dumps(DEMO_CHAT))
     for index, prompt in enumerate(prompts):
-        logits = prompt_logits(DEMO_FOLDER, prompt)
+        rough, logits = two_logits(DEMO_FOLDER, prompt)
         top = np.argsort(-logits, axis=-1)[:, :NUM_TOP]
         tokens, gaps = greedy_tokens(DEMO_FOLDER, prompt)
-        arrays[f"prompt/{index}"] = np.array(prompt, np.int32)
+        error = np.abs(rough - logits).max()
+        arrays[f"prompt/{index}"], arrays[f"error/{index}"] = np.array(prompt, np.int32), np.float32(error)
         arrays[f"top_ids/{index}"] = top.astype(np.int32)
-        arrays[f"top_logits/{index}"] = np.take_along_axis(logits, top, axis=-1)
-        arrays[f"logsumexp/{index}"] = np.log(np.exp(logits.astype(np.float64)).sum(-1)).astype(np.float32)
-        arrays[f"last_logits/{index}"] = logits[-1]
+        arrays[f"top_logits/{index}"] = np.take_along_axis(logits, top, axis=-1).astype(np.float32)
+        arrays[f"logsumexp/{index}"] = np.log(np.exp(logits).sum(-1)).astype(np.float32)
+        arrays[f"last_logits/{index}"] = logits[-1].astype(np.float32)
         arrays[f"greedy/{index}"], arrays[f"gaps/{index}"] = tokens, gaps
-        print(f"{len(prompt):5} prompt tokens  smallest gap {gaps.min():.4f}  {tokenizer.decode(tokens)[:60]!r}")
+        print(
+            f"{len(prompt):5} tokens  largest logit {np.abs(logits).max():.1f}  float32 error {error:.1e}  "
+            f"smallest gap {gaps.min():.4f}  {tokenizer.decode(tokens)[:50]!r}"
+        )
     np.savez_compressed(DATA / "demo.npz", **arrays)
 
 

@@ -3,6 +3,9 @@
 The golden files hold transformers' float32 answers (generate.py), each checked against its own float64 ones. The bound of 2e-4 is far above what two
 right float32 programs differ by here (about 1e-5), and far below what any wrong detail costs. Greedy tokens need no rule for ties: generate.py chose weights
 whose two best logits are never closer than 5e-3.
+
+The same tokens are asked of the engine, by way of `LLM` for one tiny model, and for the others over an executor with just the two programs
+that they need: pages of 4 tokens and steps of 16, so that prompts come in chunks, and windows and block tables cross many pages.
 """
 
 import json
@@ -15,36 +18,65 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sarathi_jax.checkpoints.loader import load_params
+from sarathi_jax import LLM, SamplingParams, load_model
 from sarathi_jax.checkpoints.model_config import read_model_config
-from sarathi_jax.models import CausalLM, causal_lm_logits
-from sarathi_jax.sharding.mesh import make_mesh
-from sarathi_jax.sharding.model_state import abstract_model
-from sarathi_jax.sharding.rules import MEGATRON
+from sarathi_jax.engine.engine import Engine
+from sarathi_jax.models import causal_lm_logits
 
 DATA = Path(__file__).parent / "data"
 NAMES = sorted(path.name for path in DATA.iterdir() if path.is_dir())
+# What paging could get wrong is in these; the rest differ from them in what the dense test sees too.
+ENGINE_ALWAYS = {
+    "llama-biases",
+    "llama-dynamic",
+    "llama-gqa8-head12",
+    "llama-llama3",
+    "llama-tied",
+}
+ENGINE_ALWAYS |= {"mistral-linear-old", "mistral-window", "mistral-yarn"}
+ENGINE_NAMES = [
+    pytest.param(name, marks=[] if name in ENGINE_ALWAYS else [pytest.mark.nightly], id=name) for name in NAMES
+]
+GREEDY = SamplingParams(max_tokens=64, temperature=0.0, ignore_eos=True)
 LOGIT_BOUND = 2e-4
 logits_of = jax.jit(causal_lm_logits)
-
-
-def load(folder: Path) -> CausalLM:
-    """The model of a folder, in float32."""
-    config = read_model_config(folder)
-    state = abstract_model(config, jnp.dtype("float32"), make_mesh({}), MEGATRON)
-    return state.merge(state.flat(load_params(folder, config, state.parameters)))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_dense_logits_and_tokens_are_those_of_transformers(name: str, make_golden: Callable[[str], Any]):
     golden = make_golden(name)
-    model = load(golden.folder)
+    model = load_model(str(golden.folder))
     for length in golden.lengths("logits"):
         logits = np.asarray(logits_of(model, jnp.asarray(golden.sequence(length))))
         np.testing.assert_allclose(logits[: int(length)], golden.arrays[f"logits/{length}"], rtol=0, atol=LOGIT_BOUND)
         if f"greedy/{length}" in golden.arrays:
             tokens = logits[int(length) - 1 : -1].argmax(-1)
             np.testing.assert_array_equal(tokens, golden.arrays[f"greedy/{length}"])
+
+
+@pytest.mark.parametrize("name", ENGINE_NAMES)
+def test_engine_tokens_are_those_of_transformers(
+    name: str, make_golden: Callable[[str], Any], make_engine: Callable[..., Engine]
+):
+    golden = make_golden(name)
+    engine, outputs = make_engine(golden.folder), {}
+    for length in golden.lengths("greedy"):
+        engine.add_request(golden.arrays[f"prompt/{length}"].tolist(), GREEDY, request_id=length)
+    while engine.has_unfinished:
+        outputs |= {event.request_id: event.output for event in engine.step() if event.output is not None}
+    assert len(outputs) == 2
+    for length, output in outputs.items():
+        assert output.outputs[0].token_ids == golden.arrays[f"greedy/{length}"].tolist()
+
+
+def test_llm_tokens_are_those_of_transformers(make_golden: Callable[[str], Any]):
+    golden = make_golden("mistral-gqa8-head24")
+    llm = LLM(str(golden.folder), token_budget=16, max_num_seqs=2, page_size=4, overlap=False)
+    lengths = golden.lengths("greedy")
+    outputs = llm.generate([golden.arrays[f"prompt/{length}"].tolist() for length in lengths], GREEDY)
+    llm.close()
+    for length, output in zip(lengths, outputs, strict=True):
+        assert output.outputs[0].token_ids == golden.arrays[f"greedy/{length}"].tolist()
 
 
 def test_the_golden_models_cover_what_they_must():
@@ -65,5 +97,5 @@ def test_a_wrong_detail_is_seen(make_golden: Callable[[str], Any]):
     golden = make_golden("llama-wide-head")
     path = golden.folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"rms_norm_eps": 1e-5}))
-    logits = logits_of(load(golden.folder), jnp.asarray(golden.arrays["prompt/5"]))
+    logits = logits_of(load_model(str(golden.folder)), jnp.asarray(golden.arrays["prompt/5"]))
     assert np.abs(np.asarray(logits) - golden.arrays["logits/5"]).max() > 10 * LOGIT_BOUND
