@@ -1,12 +1,12 @@
 """Train the demo model: a tiny Mistral that does small tasks well, on a CPU, in about an hour.
 
-    python examples/train_demo.py --seconds 4600 --out sarathi_jax/assets/demo
+    python examples/train_demo.py --seconds 4740 --out sarathi_jax/assets/demo
 
 Text comes from a seeded generator (`demo_training/text.py`), is packed into windows, and only answers count in the loss.
 Weights are moved by Muon (embedding and norms: Adam) at a rate that warms up, stays, and falls to zero at the end of the time
 given. Tasks that fail are drawn more often; sizes grow as they are mastered. What is drawn is seeded, but the schedule goes by
-the clock, so two runs differ. At the end the model is written as a
-Hugging Face folder, with its accuracy on held-out questions (ACCURACY.json).
+the clock, so two runs differ. At the end the model is written as a Hugging Face folder, with its accuracy on held-out questions
+(ACCURACY.json, README.md).
 
 Exactness of an answer is measured without generating: a greedy answer is right if and only if, given the right answer so far,
 the most likely token is the right one at each of its positions, the end token included.
@@ -68,7 +68,7 @@ LONG_WINDOWS = (8, 128)
 RECALL_WINDOWS = ((8, 256), (4, 512), (2, 1152))
 FULL_RECALL = f"recall, {MAX_PAIRS} pairs"
 # How often each task is drawn before its errors are looked at: by how much there is to learn, and how short the examples are.
-SHARE = {"add": 5, "subtract": 6, "multiply": 1, "copy": 4, "sort": 4, "reverse": 2, "count": 1.5, "facts": 1, "engine": 0.7, "json": 1.2, "tools": 0.8}  # fmt: skip
+SHARE = {"add": 5, "subtract": 6, "multiply": 0.7, "copy": 4, "sort": 8, "reverse": 2, "count": 0.8, "facts": 0.6, "engine": 0.5, "json": 0.8, "tools": 0.8}  # fmt: skip
 
 
 class Course:
@@ -274,8 +274,8 @@ def exact(trainer: Trainer, documents: list[Document], shape: tuple[int, int]) -
 
 
 def prefetched(course: Course) -> Iterator[list[Batch]]:
-    """Batches of one step after the other, made in a thread. Every step has short examples; of three steps, one has long
-    ones too, and one has recall contexts (half as often once mastered), in windows as small as their level allows."""
+    """Batches of one step after the other, made in a thread. Every step has short examples; of four steps, one has long
+    ones too, and two have recall contexts (one, once mastered), in windows as small as their level allows."""
     ready: queue.Queue[list[Batch]] = queue.Queue(maxsize=3)
     short = (each for each in course.documents() if len(each.token_ids) <= SHORT_WINDOWS[1])
     long = (each for each in course.documents() if len(each.token_ids) > SHORT_WINDOWS[1])
@@ -284,9 +284,9 @@ def prefetched(course: Course) -> Iterator[list[Batch]]:
     def fill() -> None:
         for step in itertools.count():
             batches = [pack(short, SHORT_WINDOWS)]
-            if step % 3 == 1:
+            if step % 4 == 0:
                 batches.append(pack(long, LONG_WINDOWS))
-            if step % 3 == 2 and (step % 2 or course.accuracy["recall"] < 0.95):
+            if step % 4 == 1 or (step % 4 == 3 and course.accuracy["recall"] < 0.97):
                 longest = course.level["recall"] * MAX_PAIRS * 6 + NUM_QUERIES * 8 + 4
                 batches.append(pack(recalls, next(shape for shape in RECALL_WINDOWS if shape[1] >= longest)))
             ready.put(batches)
@@ -340,6 +340,7 @@ def main() -> None:
         "--checkpoint", type=Path, help="file to save weights and optimizer state in, every four minutes"
     )
     parser.add_argument("--device-name", default="one CPU", help="what the model card says it was trained on")
+    parser.add_argument("--note", default="", help="what the model card says about this run beside its numbers")
     parser.add_argument("--start-from", type=Path, help="a file that --checkpoint wrote")
     args = parser.parse_args()
     tokenizer = build_tokenizer(CONFIG.vocab_size)
@@ -361,7 +362,7 @@ def main() -> None:
         task: Example(task, (Turn(ask, reply),), "", chat, tools) for task, (ask, reply, chat, tools) in SHOWN.items()
     }
     is_right = exact(trainer, [encode(tokenizer, [example]) for example in shown.values()], (len(shown), 128))
-    write_card(args.out, CONFIG, summary, dict(zip(shown, is_right, strict=True)))
+    write_card(args.out, CONFIG, summary, args.note, dict(zip(shown, is_right, strict=True)))
 
 
 if __name__ == "__main__":

@@ -162,7 +162,7 @@ CARD = """\
 A Mistral decoder of {num_params:,} parameters ({num_layers} layers, hidden size {hidden_size}, {num_heads} query and
 {num_kv_heads} KV heads of {head_dim}), trained from nothing by `examples/train_demo.py` on text that
 `examples/demo_training/text.py` writes (seed {seed}): {num_steps:,} steps, {tokens:.1f} million tokens, {minutes:.0f} minutes on
-{device}. It does twelve small tasks and knows nothing else.
+{device}.{note} It does twelve small tasks and knows nothing else.
 
 Greedy answers, exactly right or not (the end token included), on questions that a hash of the question keeps out of the
 training. `ACCURACY.json` has the same numbers. What is known by heart (multiply, facts, engine) is held out by phrasing: the
@@ -192,11 +192,14 @@ chat: `What is 12+30?`, `Sort: 7,42,3`, `Copy: blue 42`, `Reverse: a,b,c`, `How 
 """
 
 
-def write_card(folder: Path, config: ModelConfig, summary: dict[str, Any], is_shown_right: dict[str, bool]) -> None:
+def write_card(
+    folder: Path, config: ModelConfig, summary: dict[str, Any], note: str, is_shown_right: dict[str, bool]
+) -> None:
     """Write `README.md` (the model card) and `ACCURACY.json`.
 
     Args:
       summary: `num_params`, `seed`, `num_tokens`, `num_steps`, `seconds`, `device`, `held_out`.
+      note: what to say about the run beside its numbers.
       is_shown_right: for each task of SHOWN, whether the model gives that answer."""
     results = "\n".join(
         f"| {name} | {each['accuracy']:.1%} | {each['num_examples']} |" for name, each in summary["held_out"].items()
@@ -212,6 +215,7 @@ def write_card(folder: Path, config: ModelConfig, summary: dict[str, Any], is_sh
         minutes=summary["seconds"] / 60,
         results=results,
         shown=shown,
+        note=f" {note}" if note else "",
         max_size=MAX_SIZE,
         max_pairs=MAX_PAIRS,
     )

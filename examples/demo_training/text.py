@@ -200,12 +200,13 @@ def _value(rng: random.Random) -> str:
 
 def recall(rng: random.Random, held_out: bool, level: float, num_pairs: int | None = None) -> tuple[str, Example]:
     """Pairs, then one key: its value. The question is the whole context, so no held-out context was ever seen."""
-    num = num_pairs or _size(rng, level, MAX_PAIRS)
+    # Training prefers the long ones, which are the hard ones.
+    num = num_pairs or max(_size(rng, level, MAX_PAIRS) for _ in range(1 if held_out else 2))
     keys = [f"{letter}{digit}" for letter in string.ascii_lowercase for digit in string.digits]
     pairs = {key: _value(rng) for key in rng.sample(keys, num)}
     text = "".join(f"{key}={value};" for key, value in pairs.items())
-    asked = rng.sample(list(pairs), 1 if held_out else min(num, NUM_QUERIES))
     is_chat = rng.random() < 0.3
+    asked = rng.sample(list(pairs), 1 if held_out else min(num, NUM_QUERIES // 2 if is_chat else NUM_QUERIES))
     ask = rng.choice(("What is {}?", "{}?", "Tell me {}.")) if is_chat else "?{}="
     turns = tuple(Turn(ask.format(key), pairs[key]) for key in asked)
     return text, Example("recall", turns, context=text, is_chat=is_chat)
