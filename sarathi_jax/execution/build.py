@@ -82,7 +82,10 @@ def build_engine(
     table = BucketTable(config.token_budget, config.max_num_seqs)
     with ThreadPoolExecutor(1, "load") as pool:
         params = pool.submit(load)
-        programs = compile_engine(model_state, config, mesh, table, progress=progress)
+        # Broken weights are told of at once, not after minutes of compiling.
+        programs = compile_engine(
+            model_state, config, mesh, table, lambda: params.done() and params.result(), progress=progress
+        )
         executor = programs.executor(params.result())
     programs.ledger.mark_ready()
     logger.info("%s", programs.plan.describe())
@@ -90,16 +93,22 @@ def build_engine(
 
 
 def compile_engine(
-    model_state: ModelState, config: EngineConfig, mesh: jax.sharding.Mesh, table: BucketTable, *, progress: bool
+    model_state: ModelState,
+    config: EngineConfig,
+    mesh: jax.sharding.Mesh,
+    table: BucketTable,
+    check: Callable[[], object] = lambda: None,
+    *,
+    progress: bool,
 ) -> EnginePrograms:
-    """Plan the memory and compile the table's programs. Raises: ConfigError, CapacityError."""
+    """Plan the memory and compile the table's programs. Raises: ConfigError, CapacityError, and what `check` raises: see `compile_all`."""
     use_compile_cache(config.compile_cache)
     dtype = next(iter(model_state.parameters.values())).dtype
     planner = _Planner(model_state, config, mesh, jnp.dtype(dtype), table)
     plan, ledger = planner.plan(planner.estimated_temp_bytes()), CompileLedger()
     for _ in range(MAX_PLANS):
         ledger = CompileLedger()
-        programs = planner.compile(plan, ledger, progress=progress)
+        programs = planner.compile(plan, ledger, check, progress=progress)
         if plan.needed_bytes_with(ledger.max_memory_bytes) <= plan.limit_bytes:
             return EnginePrograms(programs, table, planner.geometry(plan.num_pages), plan, ledger, model_state)
         plan = planner.plan(int(ledger.max_memory_bytes * TEMP_MARGIN))
@@ -150,7 +159,9 @@ class _Planner:
             num_pages=config.num_pages,
         )
 
-    def compile(self, plan: MemoryPlan, ledger: CompileLedger, *, progress: bool) -> Programs:
+    def compile(
+        self, plan: MemoryPlan, ledger: CompileLedger, check: Callable[[], object], *, progress: bool
+    ) -> Programs:
         device = self.mesh.devices.flat[0]
         attention = registry.choose(
             "ragged_paged_attention",
@@ -162,4 +173,4 @@ class _Planner:
         builder = ProgramBuilder(
             self.model_state, self.geometry(plan.num_pages), self.mesh, attention, self.dtype, ledger
         )
-        return builder.compile_all(self.table.buckets, progress=progress)
+        return builder.compile_all(self.table.buckets, check, progress=progress)

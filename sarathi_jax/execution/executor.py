@@ -85,10 +85,18 @@ class JaxExecutor:
             self._state = self._state._replace(slots=self._programs.set_slot(self._state.slots, packed))
 
     def forget_state(self, generation: int) -> None:
-        """A step failed and took the donated state with it: start again with an empty one, once for all steps that were in flight."""
+        """A step failed and took the donated state with it: start again with an empty one, once for all steps that were in flight.
+
+        Raises: EngineError if the device can't give even that.
+        """
         if generation == self._num_lost_states and self._state is not None:
             self._num_lost_states += 1
-            self._state = self._programs.make_state()
+            try:
+                self._state = self._programs.make_state()
+            except jax.errors.JaxRuntimeError as error:
+                raise EngineError(
+                    f"After a failed step an empty KV cache must be made, got {str(error)[:500]}: start the engine again."
+                ) from error
 
 
 class JaxStepHandle:

@@ -45,14 +45,17 @@ class ProgramBuilder:
     dtype: jnp.dtype
     ledger: CompileLedger
 
-    def compile_all(self, buckets: Sequence[Bucket], *, progress: bool) -> Programs:
-        """Compile all programs; raises what the compiler raises."""
+    def compile_all(
+        self, buckets: Sequence[Bucket], check: Callable[[], object] = lambda: None, *, progress: bool
+    ) -> Programs:
+        """Compile all programs. `check` is called before each, and stops it all by raising. Raises: what it and the compiler raise."""
         with (
             ThreadPoolExecutor(min(os.cpu_count() or 1, MAX_COMPILE_THREADS), "compile") as pool,
             tqdm(total=len(buckets), desc="compile", unit="program", disable=not progress) as bar,
         ):
 
             def compile_step(bucket: Bucket) -> Compiled:
+                check()
                 compiled = self.compile_step(bucket)
                 bar.update()
                 return compiled

@@ -11,6 +11,7 @@ def check_request(request: Request, limits: SchedulerLimits) -> None:
     _check_prompt(request, limits.vocab_size)
     _check_length(request, limits)
     _check_sampling_ids(request.sampling, limits.vocab_size)
+    _check_allowed_ids(request)
 
 
 def _check_prompt(request: Request, vocab_size: int) -> None:
@@ -78,3 +79,14 @@ def _check_sampling_ids(sampling: SamplingParams, vocab_size: int) -> None:
                     "Leave that id out.",
                     param=param,
                 )
+
+
+def _check_allowed_ids(request: Request) -> None:
+    """Until min_tokens are drawn no stop token may be, so something else has to be allowed."""
+    allowed = request.sampling.allowed_token_ids
+    if allowed is not None and request.sampling.min_tokens and request.stop_token_ids.issuperset(allowed):
+        raise RequestError(
+            f"allowed_token_ids must hold an id that does not end the output while min_tokens={request.sampling.min_tokens} asks for more, got"
+            f" {list(allowed)[:8]}. Allow another id, or set min_tokens=0.",
+            param="allowed_token_ids",
+        )
