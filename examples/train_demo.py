@@ -275,7 +275,7 @@ def exact(trainer: Trainer, documents: list[Document], shape: tuple[int, int]) -
 
 def prefetched(course: Course) -> Iterator[list[Batch]]:
     """Batches of one step after the other, made in a thread. Every step has short examples; of four steps, one has long
-    ones too, and two have recall contexts (one, once mastered), in windows as small as their level allows."""
+    ones too, and all have recall contexts (one, once mastered), in windows as small as their level allows."""
     ready: queue.Queue[list[Batch]] = queue.Queue(maxsize=3)
     short = (each for each in course.documents() if len(each.token_ids) <= SHORT_WINDOWS[1])
     long = (each for each in course.documents() if len(each.token_ids) > SHORT_WINDOWS[1])
@@ -286,7 +286,7 @@ def prefetched(course: Course) -> Iterator[list[Batch]]:
             batches = [pack(short, SHORT_WINDOWS)]
             if step % 4 == 0:
                 batches.append(pack(long, LONG_WINDOWS))
-            if step % 4 == 1 or (step % 4 == 3 and course.accuracy["recall"] < 0.97):
+            if step % 4 == 1 or course.accuracy["recall"] < 0.97:
                 longest = course.level["recall"] * MAX_PAIRS * 6 + NUM_QUERIES * 8 + 4
                 batches.append(pack(recalls, next(shape for shape in RECALL_WINDOWS if shape[1] >= longest)))
             ready.put(batches)

@@ -201,7 +201,7 @@ def _value(rng: random.Random) -> str:
 def recall(rng: random.Random, held_out: bool, level: float, num_pairs: int | None = None) -> tuple[str, Example]:
     """Pairs, then one key: its value. The question is the whole context, so no held-out context was ever seen."""
     # Training prefers the long ones, which are the hard ones.
-    num = num_pairs or max(_size(rng, level, MAX_PAIRS) for _ in range(1 if held_out else 2))
+    num = num_pairs or max(_size(rng, level, MAX_PAIRS) for _ in range(1 if held_out else 4))
     keys = [f"{letter}{digit}" for letter in string.ascii_lowercase for digit in string.digits]
     pairs = {key: _value(rng) for key in rng.sample(keys, num)}
     text = "".join(f"{key}={value};" for key, value in pairs.items())
