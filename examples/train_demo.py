@@ -136,7 +136,7 @@ type Params = dict[str, jax.Array]
 def make_optimizer(params: Params) -> optax.GradientTransformation:
     """Muon at rate 1 (the step multiplies by the rate); the embedding, though a matrix, goes to Adam."""
     numbers = optax.contrib.MuonDimensionNumbers()
-    matrices = {
+    matrices: Any = {
         path: numbers if value.ndim == 2 and "embedding" not in path else None for path, value in params.items()
     }
     muon = optax.contrib.muon(
@@ -180,7 +180,7 @@ class Trainer:
             losses, hits = zip(
                 *[loss_and_hits(self.model(params, jnp.bfloat16), batch) for batch in batches], strict=True
             )
-            return sum(losses) / len(losses), list(hits)
+            return jnp.mean(jnp.stack(losses)), list(hits)
 
         (loss, hits), gradients = jax.value_and_grad(total, has_aux=True)(params)
         updates, state = self.optimizer.update(gradients, state, params)
@@ -216,7 +216,7 @@ def evaluations() -> dict[str, tuple[str, Callable[[Example], bool]]]:
     def is_three_digits(example: Example) -> bool:
         return [len(number) for number in re.findall(r"\d+", example.prompt)] == [3, 3]
 
-    every = {task: (task, lambda _: True) for task in TASKS}
+    every: dict[str, tuple[str, Callable[[Example], bool]]] = {task: (task, lambda _: True) for task in TASKS}
     return every | {
         "add, 3 digits each": ("add", is_three_digits),
         "subtract, 3 digits each": ("subtract", is_three_digits),

@@ -7,6 +7,7 @@ Letters: N windows, W tokens in a window, E model, H query heads, K kv heads, G 
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +85,8 @@ class Layer(nnx.Module):
     def attention(self, x: jax.Array, cos: jax.Array, sin: jax.Array, mask: jax.Array) -> jax.Array:
         H, K, D = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim
         N, W, _ = x.shape
-        heads = product(x, self.qkv[...], self.dtype).reshape(N, W, H + 2 * K, D).swapaxes(1, 2)  # [N, heads, W, D]
+        qkv: Any = product(x, self.qkv[...], self.dtype)
+        heads = qkv.reshape(N, W, H + 2 * K, D).swapaxes(1, 2)  # [N, heads, W, D]
         q = rotate(heads[:, :H], cos, sin) * self.config.attention_scale
         k = jnp.repeat(rotate(heads[:, H : H + K], cos, sin), H // K, axis=1)
         v = jnp.repeat(heads[:, H + K :], H // K, axis=1)

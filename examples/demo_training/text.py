@@ -112,6 +112,7 @@ def _sums(rng: random.Random, task: str, held_out: bool, level: float) -> tuple[
         rng.choice((("What is ", "?"), ("", "="), ("", "?"))) if (is_chat := rng.random() < 0.3) else ("", "=")
     )
     turns: list[Turn] = []
+    question = ""
     num = 1 if held_out else rng.randint(1, MAX_SUMS)
     while len(turns) < num:
         b = _operand(rng, level)
