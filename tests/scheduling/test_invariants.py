@@ -95,8 +95,6 @@ class World:
         self.has_failed = False
         self.oldest: tuple[object, int] = (None, 0)
 
-    # ---- actions
-
     def add(self, prompt: list[int], max_tokens: int, num_samples: int, salt: str, min_tokens: int) -> None:
         sampling = SamplingParams(max_tokens=max_tokens, n=num_samples, min_tokens=min(min_tokens, max_tokens))
         self.num_added += 1
@@ -190,8 +188,6 @@ class World:
         """Schedule if that is allowed, else complete."""
         if len(self.in_flight) > self.max_in_flight or (self.schedule() is None and self.in_flight):
             self.complete()
-
-    # ---- checks
 
     def check(self) -> None:
         """What holds between any two actions: I-01 to I-04, I-10, I-28."""
@@ -342,9 +338,8 @@ def walk(first_seed: int, num_actions: int) -> Counter[str]:
         world = random_world(random)
         for _ in range(400):
             act(world, random)
-        requests = world.num_scheduled.keys()
         world.drain()
-        seen += Counter(samples=len(requests), tokens=world.num_scheduled.total(), failures=world.has_failed)
+        seen += Counter(samples=len(world.num_scheduled), tokens=world.num_scheduled.total(), failures=world.has_failed)
     return seen
 
 
