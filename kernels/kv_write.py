@@ -1,6 +1,7 @@
 """Writing a step's keys and values into their pages, in plain jax.numpy: one scatter each, in place when the pages are donated."""
 
 import jax
+import jax.numpy as jnp
 
 
 def write_kv(
@@ -25,6 +26,10 @@ def write_kv(
 def _write(pages: jax.Array, rows: jax.Array, slot_mapping: jax.Array) -> jax.Array:
     # Several tokens may hold P * B, which are dropped: indices that are written are unique, the ones that are dropped are not, and
     # only the former are promised (a scatter drops what is out of bounds before it asks whether it is unique).
+    if slot_mapping.shape[0] == 1:
+        # XLA turns a scatter of one row into a select over all pages, and copies them all: give it a second row, to drop.
+        slot_mapping = jnp.pad(slot_mapping, (0, 1), constant_values=pages.shape[0])
+        rows = jnp.pad(rows, ((0, 1), (0, 0), (0, 0)))
     return pages.at[slot_mapping].set(
         rows.astype(pages.dtype), mode="drop", unique_indices=True, wrap_negative_indices=False
     )
