@@ -17,6 +17,7 @@ longest output in it; only the tokens that were asked for count. Neither stops a
 import json
 import sys
 import time
+from typing import Any
 
 import torch
 import transformers
@@ -30,7 +31,9 @@ def generation_config(max_new_tokens: int) -> GenerationConfig:
     return GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=NO_TOKEN, pad_token_id=0)
 
 
-def run_continuous(model, prompts: list[list[int]], max_tokens: list[int], _batch_size: int) -> tuple[float, list, str]:
+def run_continuous(
+    model: Any, prompts: list[list[int]], max_tokens: list[int], _batch_size: int
+) -> tuple[float, list, str]:
     """Seconds and tokens of all requests through continuous batching."""
     # 64-token pages: the default of 256 is sized for GPU kernels and wastes most of a page at these lengths.
     cache = ContinuousBatchingConfig(
@@ -60,7 +63,9 @@ def run_continuous(model, prompts: list[list[int]], max_tokens: list[int], _batc
     return seconds, [list(results[name]) for name in ids], "sdpa, page_size=64, max_batch_tokens=512"
 
 
-def run_generate(model, prompts: list[list[int]], max_tokens: list[int], batch_size: int) -> tuple[float, list, str]:
+def run_generate(
+    model: Any, prompts: list[list[int]], max_tokens: list[int], batch_size: int
+) -> tuple[float, list, str]:
     """Seconds and tokens of left-padded batches through plain `generate`."""
     outputs = []
     start = time.perf_counter()

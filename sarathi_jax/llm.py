@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import sys
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,8 @@ class LLM:
         self.engine = _make_engine(programs, executor, self.config, policy, self.tokenizer)
         self._outputs: dict[str, RequestOutput] = {}
         self._events: dict[str, list[StreamEvent]] = {}
+        # Also when the process ends, or nobody holds this object any more.
+        self._finalizer = weakref.finalize(self, _close, self.engine, self._template)
 
     def generate(
         self,
@@ -124,10 +127,8 @@ class LLM:
         return self.stream(self._encode_chat(messages, tools), params)
 
     def close(self) -> None:
-        """Abort what runs and release devices and helper processes."""
-        self.engine.close()
-        if self._template is not None:
-            self._template.close()
+        """Abort what runs and release devices and helper processes; idempotent."""
+        self._finalizer()
 
     def _stream(self, request_id: str) -> Iterator[StreamEvent]:
         try:
@@ -196,6 +197,12 @@ def _engine_config(model: str, options: Mapping[str, Any]) -> EngineConfig:
                 + (f": did you mean {close[0]}?" if close else ".")
             )
     return EngineConfig(model=model, **options)
+
+
+def _close(engine: Engine, template: ChatTemplate | None) -> None:
+    engine.close()
+    if template is not None:
+        template.close()
 
 
 def _load_tokenizer(folder: Path) -> Tokenizer | None:

@@ -163,10 +163,10 @@ class Engine:
         return events
 
     def close(self) -> None:
-        """Abort everything and release the executor."""
+        """Abort everything, wait for the step in flight, and release the executor."""
         for request_id in list(self._entries):
             self.abort(request_id)
-        self.loop.executor.close()
+        self.loop.close()
 
     def _token_ids(self, prompt: Prompt) -> list[int]:
         if not isinstance(prompt, str):

@@ -4,6 +4,7 @@ In the overlapped loop a token that a step in flight samples is *pending* (`sche
 that turns out to have ended has its extra row dropped. So both loops give the same tokens.
 """
 
+import contextlib
 import logging
 from collections import deque
 from dataclasses import dataclass
@@ -69,6 +70,14 @@ class StepLoop:
                 " this is a fault of the scheduler; please report it."
             )
         return []
+
+    def close(self) -> None:
+        """Wait for what is in flight, and release the executor: a process must not end under a running step."""
+        if self._in_flight is not None:
+            with contextlib.suppress(EngineError):
+                self._in_flight.handle.result()
+            self._in_flight = None
+        self.executor.close()
 
     def _launch(self) -> StepInFlight | None:
         start_s = self.clock.now()
