@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sarathi_jax.kernels.layer_kv import LayerKV
+
 DECODE_ROWS = 8  # decode rows that walk over their KV together
 DECODE_KV_TILE = 128  # tokens of each that one iteration takes
 QUERY_TILE = 64  # queries of a chunk that walk over its KV together
@@ -32,6 +34,8 @@ class _Step(NamedTuple):
     queries: jax.Array  # f32[T, H, D], scaled
     k_pages: jax.Array  # [P, B * K * D]
     v_pages: jax.Array  # [P, B * K * D]
+    k_scales: jax.Array | None  # f32[P, B * K]
+    v_scales: jax.Array | None  # f32[P, B * K]
     kv_lens: jax.Array  # i32[S]
     block_tables: jax.Array  # i32[S, N]
     cu_q_lens: jax.Array  # i32[S + 1]
@@ -53,8 +57,7 @@ class _Block(NamedTuple):
 
 def ragged_paged_attention(
     q: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
+    kv: LayerKV,
     kv_lens: jax.Array,
     block_tables: jax.Array,
     cu_q_lens: jax.Array,
@@ -72,7 +75,7 @@ def ragged_paged_attention(
 
     Args:
       q: [T, H, D]. Tokens past cu_q_lens[-1] may hold anything.
-      k_pages, v_pages: [P * B, K, D], H a multiple of K; head h reads KV head h // (H / K). Slots that hold no token of a row may hold anything.
+      kv: [P * B, K, D] keys and values, H a multiple of K; head h reads KV head h // (H / K). Slots that hold no token of a row may hold anything.
       kv_lens: i32[S], this step's tokens included; 0 for padding rows, which stand last.
       block_tables: i32[S, N] page ids. Entries past a row's pages, or of pages wholly before its window, may hold anything.
       cu_q_lens: i32[S + 1], constant over padding rows.
@@ -83,14 +86,16 @@ def ragged_paged_attention(
       soft_cap: scores become soft_cap * tanh(score / soft_cap); None: they stay.
       is_decode_only: every row that is not padding is one of num_decode_rows; the program then has no code for chunks.
 
-    Returns: [T, H, D] of q's dtype, computed in float32; zeros for padding tokens.
+    Returns: [T, H, D] of q's dtype, computed in float32; padding tokens may hold anything.
     """
-    num_slots, num_kv_heads, head_dim = k_pages.shape
-    by_page = (num_slots // page_size, page_size * num_kv_heads * head_dim)
+    num_slots, num_kv_heads, _ = kv.k.shape
+    k_pages, v_pages, *scales = (array.reshape(num_slots // page_size, -1) for array in kv.arrays)
     step = _Step(
         queries=q.astype(jnp.float32) * jnp.float32(scale),
-        k_pages=k_pages.reshape(by_page),
-        v_pages=v_pages.reshape(by_page),
+        k_pages=k_pages,
+        v_pages=v_pages,
+        k_scales=scales[0] if scales else None,
+        v_scales=scales[1] if scales else None,
         kv_lens=kv_lens,
         block_tables=block_tables,
         cu_q_lens=cu_q_lens,
@@ -182,8 +187,8 @@ def _attend(block: _Block, step: _Step) -> jax.Array:
         columns = (first_page + i * pages_per_tile)[:, None] + jnp.arange(pages_per_tile)[None]
         pages = jnp.take_along_axis(block.block_tables, columns, axis=1, mode="clip")
         positions = (first_page + i * pages_per_tile)[:, None] * step.page_size + jnp.arange(tile_shape[1])[None]
-        keys = step.k_pages.at[pages].get(mode="clip").reshape(tile_shape)
-        values = step.v_pages.at[pages].get(mode="clip").reshape(tile_shape)
+        keys = _gather(step.k_pages, step.k_scales, pages, tile_shape)
+        values = _gather(step.v_pages, step.v_scales, pages, tile_shape)
         # A weight of 0 does not silence a NaN: what stands past a row's last token is replaced.
         is_held = positions < block.kv_lens[:, None]  # [W, C]
         values = jnp.where(is_held[..., None, None], values, 0)
@@ -206,6 +211,14 @@ def _attend(block: _Block, step: _Step) -> jax.Array:
     _, total, weighted = lax.fori_loop(0, num_tiles, take_tile, start)
     attended = weighted / jnp.where(total == 0, 1, total)[..., None]
     return _unfold(attended, by_head, is_wide)
+
+
+def _gather(pages: jax.Array, scales: jax.Array | None, ids: jax.Array, tile_shape: tuple[int, ...]) -> jax.Array:
+    """[W, C, K, D]: the tokens of these pages i32[W, pages a tile]."""
+    tile = pages.at[ids].get(mode="clip").reshape(tile_shape)
+    if scales is None:
+        return tile
+    return tile.astype(jnp.float32) * scales.at[ids].get(mode="clip").reshape(*tile_shape[:-1], 1)
 
 
 def _is_in_reach(positions: jax.Array, q_starts: jax.Array, num_queries: int, window: int | None) -> jax.Array:

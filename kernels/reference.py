@@ -1,4 +1,4 @@
-"""What the kernels compute, written for reading: numpy, one query head at a time, in the precision of its inputs' caller.
+"""What the kernels compute, written for reading: numpy, one query head at a time, in the precision that its caller asks for.
 
 Shares no code, no default and no layout trick with the kernels it checks; every argument has to be given. Slow on purpose.
 """
@@ -50,10 +50,34 @@ def ragged_paged_attention(
     return out
 
 
-def write_kv(*, k_pages: Array, v_pages: Array, k: Array, v: Array, slot_mapping: Array) -> tuple[Array, Array]:
-    """Copies of the pages in which slot slot_mapping[t] holds token t's key and value; slots past the end are left out."""
+def rope_and_write_kv(
+    *, qkv: Array, positions: Array, frequencies: Array, k_pages: Array, v_pages: Array, slot_mapping: Array
+) -> tuple[Array, Array, Array]:
+    """Queries f64[T, H, D] rotated, and copies of the pages in which slot slot_mapping[t] holds token t's rotated key and its value.
+
+    Args:
+      qkv: [T, K, G + 2, D]. positions: i32[T]. frequencies: f64[D / 2], radians a position. slot_mapping: as there; slots past the end are left out.
+    """
+    num_tokens, num_kv_heads, parts, head_dim = qkv.shape
+    q = np.zeros((num_tokens, num_kv_heads * (parts - 2), head_dim))
     k_pages, v_pages = k_pages.copy(), v_pages.copy()
     for token, slot in enumerate(slot_mapping.tolist()):
-        if slot < k_pages.shape[0]:
-            k_pages[slot], v_pages[slot] = k[token], v[token]
-    return k_pages, v_pages
+        turns = np.exp(1j * positions[token] * frequencies)
+        for kv_head in range(num_kv_heads):
+            heads = qkv[token, kv_head].astype(np.float64)
+            # A pair of numbers is one complex number, and a rotation is a product.
+            turned = (heads[:-1, : head_dim // 2] + 1j * heads[:-1, head_dim // 2 :]) * turns
+            turned = np.concatenate([turned.real, turned.imag], axis=-1)
+            q[token, kv_head * (parts - 2) : (kv_head + 1) * (parts - 2)] = turned[:-1]
+            if slot < k_pages.shape[0]:
+                k_pages[slot, kv_head], v_pages[slot, kv_head] = turned[-1], heads[-1]
+    return q, k_pages, v_pages
+
+
+def copy_pages(*, pages: Array, sources: Array, targets: Array, page_size: int) -> Array:
+    """A copy of pages [P * B, ...] in which page targets[i] is page sources[i]; targets past the end are left out."""
+    copied = pages.copy()
+    for source, target in zip(sources.tolist(), targets.tolist(), strict=True):
+        if target < pages.shape[0] // page_size:
+            copied[target * page_size : (target + 1) * page_size] = pages[source * page_size : (source + 1) * page_size]
+    return copied

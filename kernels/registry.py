@@ -14,11 +14,16 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from sarathi_jax.errors import ConfigError
-from sarathi_jax.kernels import kv_write, ragged_attention_xla
+from sarathi_jax.kernels import copy_pages_xla, ragged_attention_xla, rope_write_xla, triton_launch
+from sarathi_jax.kernels.gpu import INTERPRETER, GpuTarget, gpu_target
+from sarathi_jax.kernels.layer_kv import LayerKV
 
 logger = logging.getLogger(__name__)
 
 AUTO = "auto"
+MIN_SM = 80
+MAX_HEAD_DIM = 256
+TRITON_DTYPES = ("float32", "bfloat16", "float16", "int8")
 
 
 class Use(NamedTuple):
@@ -27,33 +32,84 @@ class Use(NamedTuple):
     platform: str  # as jax names backends: "cpu", "gpu"
     dtype: np.dtype[Any]  # of the KV pages
     head_dim: int
+    target: GpuTarget | None = None  # None: not an NVIDIA GPU
 
 
 class Implementation(NamedTuple):
-    """A kernel, and why it can't serve a use (None: it can)."""
+    """make: the kernel for a use. obstacle: why it can't serve one (None: it can)."""
 
-    function: Callable[..., Any]
+    make: Callable[[Use], Callable[..., Any]]
     obstacle: Callable[[Use], str | None]
+
+
+def use_on(device: Any, dtype: DTypeLike, head_dim: int) -> Use:
+    """The use of a KV cache on a jax device, or on the description of one."""
+    return Use(device.platform, jax.numpy.dtype(dtype), head_dim, gpu_target(device))
 
 
 def _serves_everything(use: Use) -> None:
     del use
 
 
+def _triton_obstacle(use: Use) -> str | None:
+    return triton_launch.obstacle(use.platform) or _kernel_obstacle(use)
+
+
+def _interpreter_obstacle(use: Use) -> str | None:
+    if use.dtype.name == "bfloat16":
+        return "it computes bfloat16 wrongly"
+    return triton_launch.interpreter_obstacle() or _kernel_obstacle(use)
+
+
+def _kernel_obstacle(use: Use) -> str | None:
+    if use.dtype.name not in TRITON_DTYPES:
+        return f"its KV is one of {', '.join(TRITON_DTYPES)}, not {use.dtype.name}"
+    if use.head_dim > MAX_HEAD_DIM or use.head_dim % 2:
+        return f"its heads are even and at most {MAX_HEAD_DIM} wide, not {use.head_dim}"
+    if use.target is not None and use.target.sm < MIN_SM:
+        return f"it needs compute capability {MIN_SM / 10}, and this GPU has {use.target.sm / 10}"
+    return None
+
+
+def _triton_attention(use: Use) -> Callable[..., Any]:
+    from sarathi_jax.kernels.ragged_attention_triton import ragged_paged_attention
+
+    return functools.partial(ragged_paged_attention, target=use.target or INTERPRETER)
+
+
+def _triton_rope_and_write_kv(use: Use) -> Callable[..., Any]:
+    from sarathi_jax.kernels.rope_write_triton import rope_and_write_kv
+
+    return rope_and_write_kv
+
+
+def _triton_copy_pages(use: Use) -> Callable[..., Any]:
+    from sarathi_jax.kernels.copy_pages_triton import copy_pages
+
+    return copy_pages
+
+
+def _table(xla: Callable[..., Any], triton: Callable[[Use], Callable[..., Any]]) -> dict[str, Implementation]:
+    return {
+        "triton": Implementation(triton, _triton_obstacle),
+        "xla": Implementation(lambda use: xla, _serves_everything),
+        # Last, so that it only runs for those who ask for it: it is there to check the kernels, and very slow.
+        "triton-interpreter": Implementation(triton, _interpreter_obstacle),
+    }
+
+
 OPERATIONS: dict[str, dict[str, Implementation]] = {
-    "ragged_paged_attention": {"xla": Implementation(ragged_attention_xla.ragged_paged_attention, _serves_everything)},
-    "write_kv": {"xla": Implementation(kv_write.write_kv, _serves_everything)},
+    "ragged_paged_attention": _table(ragged_attention_xla.ragged_paged_attention, _triton_attention),
+    "rope_and_write_kv": _table(rope_write_xla.rope_and_write_kv, _triton_rope_and_write_kv),
+    "copy_pages": _table(copy_pages_xla.copy_pages, _triton_copy_pages),
 }
 
 
-def choose(
-    operation: str, *, platform: str, dtype: DTypeLike, head_dim: int, implementation: str = AUTO
-) -> Callable[..., Any]:
+def choose(operation: str, use: Use, *, implementation: str = AUTO) -> Callable[..., Any]:
     """The implementation of an operation that serves this use: the named one, or else the first that can.
 
     Args:
       operation: a key of `OPERATIONS`.
-      platform, dtype, head_dim: the use, as in `Use`.
       implementation: its name; "auto" leaves the choice to the table's order.
 
     Returns: the function, of the operation's one signature.
@@ -62,7 +118,6 @@ def choose(
     if operation not in OPERATIONS:
         raise ConfigError(f"{operation!r} is no operation: there is {', '.join(OPERATIONS)}.")
     candidates = OPERATIONS[operation]
-    use = Use(platform, jax.numpy.dtype(dtype), head_dim)
     if implementation != AUTO:
         if implementation not in candidates:
             names = ", ".join([AUTO, *candidates])
@@ -73,19 +128,32 @@ def choose(
                 f"{implementation!r} can't serve {operation} here: {obstacle}. Use {_able(candidates, use)}."
             )
         _log_once(operation, implementation, "asked for by name")
-        return chosen.function
+        return chosen.make(use)
     passed_over = []
     for name, candidate in candidates.items():
         obstacle = candidate.obstacle(use)
         if obstacle is None:
             _log_once(operation, name, "; ".join(passed_over) or "the first that can")
-            return candidate.function
+            return candidate.make(use)
         passed_over.append(f"not {name}: {obstacle}")
     raise ConfigError(f"Nothing can serve {operation} here ({'; '.join(passed_over)}).")
 
 
 def _able(candidates: Mapping[str, Implementation], use: Use) -> str:
     return ", ".join(name for name, candidate in candidates.items() if candidate.obstacle(use) is None)
+
+
+class Kernels(NamedTuple):
+    """The operations of a step, chosen."""
+
+    attention: Callable[..., jax.Array]
+    rope_and_write_kv: Callable[..., tuple[jax.Array, LayerKV]]
+
+
+def choose_kernels(use: Use, *, implementation: str = AUTO) -> Kernels:
+    """All of a step's operations, by one name. Raises: as `choose`."""
+    operations = ("ragged_paged_attention", "rope_and_write_kv")
+    return Kernels(*(choose(operation, use, implementation=implementation) for operation in operations))
 
 
 @functools.cache

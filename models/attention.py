@@ -13,8 +13,9 @@ from sarathi_jax.models.config import ModelConfig
 from sarathi_jax.models.linear import Linear
 from sarathi_jax.models.rope import RopeAngles, apply_rope
 
-# (layer index, q [T, H, D], k [T, K, D], v [T, K, D], angles) -> [T, H, D]. q and k come unrotated: a kernel can rotate and write in one go.
-Attend = Callable[[int, jax.Array, jax.Array, jax.Array, RopeAngles], jax.Array]
+# (layer index, qkv [T, K, G + 2, D], angles) -> [T, H, D]. Queries, keys and values come together and unrotated, as the product left them: a kernel
+# takes them apart, rotates and writes in one go.
+Attend = Callable[[int, jax.Array, RopeAngles], jax.Array]
 
 
 class Attention(nnx.Module):
@@ -32,27 +33,24 @@ class Attention(nnx.Module):
             (heads, head_dim), (embed,), ("heads", None), ("embed",), rngs=rngs, dtype=dtype, has_bias=has_bias
         )
         self.layer_index = layer_index
-        self.heads_shape = (heads, head_dim)
 
     def __call__(self, x: jax.Array, angles: RopeAngles, attend: Attend) -> jax.Array:
         """x: [T, E]. Returns: [T, E]."""
-        qkv = self.qkv(x)  # [T, K, G + 2, D]
-        q = qkv[:, :, :-2].reshape(x.shape[0], *self.heads_shape)
-        return self.out(attend(self.layer_index, q, qkv[:, :, -2], qkv[:, :, -1], angles))
+        return self.out(attend(self.layer_index, self.qkv(x), angles))
 
 
 def dense_causal_attend(config: ModelConfig) -> Attend:
     """Attention of one sequence to itself: token t is at position t."""
 
-    def attend(layer_index: int, q: jax.Array, k: jax.Array, v: jax.Array, angles: RopeAngles) -> jax.Array:
-        num_tokens, window = q.shape[0], config.window(layer_index)
-        q, k = apply_rope(q, angles), apply_rope(k, angles)
-        q = q.reshape(num_tokens, config.num_kv_heads, config.num_queries_per_kv, config.head_dim)
+    def attend(layer_index: int, qkv: jax.Array, angles: RopeAngles) -> jax.Array:
+        num_tokens, window = qkv.shape[0], config.window(layer_index)
+        turned = apply_rope(qkv[:, :, :-1], angles)
+        q, k, v = turned[:, :, :-1], turned[:, :, -1], qkv[:, :, -1]  # [T, K, G, D], [T, K, D], [T, K, D]
         scores = jnp.einsum("tkgd,skd->kgts", q, k, preferred_element_type=jnp.float32) * config.attention_scale
         distance = jnp.arange(num_tokens)[:, None] - jnp.arange(num_tokens)[None, :]  # i32[T, T], of query from key
         is_seen = (distance >= 0) & (distance < (window or num_tokens))
         weights = jax.nn.softmax(jnp.where(is_seen[None, None], scores, -jnp.inf), axis=-1).astype(v.dtype)
         out = jnp.einsum("kgts,skd->tkgd", weights, v, preferred_element_type=jnp.float32)
-        return out.reshape(num_tokens, config.num_heads, config.head_dim).astype(q.dtype)
+        return out.reshape(num_tokens, config.num_heads, config.head_dim).astype(qkv.dtype)
 
     return attend

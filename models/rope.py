@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sarathi_jax.kernels.rope_write_xla import rotate
 from sarathi_jax.models.config import RopeConfig
 
 
@@ -29,10 +30,9 @@ def rope_angles(rope: RopeConfig, head_dim: int, positions: jax.Array, max_lengt
 
 
 def apply_rope(x: jax.Array, angles: RopeAngles) -> jax.Array:
-    """Rotate x [T, H, D]: element i is paired with element i + D / 2."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)  # [T, H, D / 2] each
-    cos, sin = angles.cos[:, None, :], angles.sin[:, None, :]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    """Rotate x [T, ..., D]: element i is paired with element i + D / 2."""
+    shape = (x.shape[0], *[1] * (x.ndim - 2), x.shape[-1] // 2)
+    return rotate(x.astype(jnp.float32), angles.cos.reshape(shape), angles.sin.reshape(shape)).astype(x.dtype)
 
 
 def rope_frequencies(rope: RopeConfig, head_dim: int, max_length: int) -> tuple[np.ndarray, float]:

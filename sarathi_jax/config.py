@@ -33,6 +33,9 @@ class EngineConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _field(
         "auto", "of weights and KV; auto: the checkpoint's, float32 on CPU"
     )
+    kv_dtype: Literal["auto", "int8"] = _field(
+        "auto", "of KV alone; int8: half the memory of bfloat16, with a scale per token and head, and an approximation"
+    )
     seed: int = _field(0, "of requests that bring none, and of dummy weights")
     load_format: Literal["auto", "dummy"] = _field("auto", "dummy: random weights of the model's real shapes")
     prefix_caching: bool = _field(True, "reuse the KV pages of prompts that begin alike")
@@ -45,7 +48,9 @@ class EngineConfig:
         True, "a request that does not fit yet holds back those behind it (strict FCFS)"
     )
     preempt_every_steps: int | None = _field(None, "force a preemption every so many steps, to test recompute")
-    attention: str = _field("auto", "implementation of attention; auto: the best one for the device")
+    kernels: str = _field(
+        "auto", "implementation of the kernels: triton, xla, or triton-interpreter; auto: the best one for the device"
+    )
     compile_cache: str | None = _field(
         None, "folder that keeps compiled programs; unset: the user's cache folder; empty: none"
     )
@@ -82,6 +87,7 @@ class EngineConfig:
             )
         for name, choices in (
             ("dtype", ("auto", "float32", "bfloat16", "float16")),
+            ("kv_dtype", ("auto", "int8")),
             ("load_format", ("auto", "dummy")),
         ):
             if getattr(self, name) not in choices:

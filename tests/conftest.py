@@ -14,6 +14,9 @@ os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+# GPU kernels run in Triton's interpreter, where a test asks for it; Triton reads this when it is first imported.
+os.environ["TRITON_INTERPRET"] = "1"
+
 # A second run compiles nothing anew. A size limit makes jax lock the folder, so that runs side by side don't read half an entry.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "jax"))
 os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2 * 2**30)

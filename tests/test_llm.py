@@ -281,7 +281,7 @@ WRONG_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"mesh": "tensr=2"}, ConfigError, "mesh must be axis=number, .* got 'tensr=2': write tensor=2"),
     ({"mesh": "tensor=2"}, ConfigError, r"must be a multiple of the mesh's tensor=2: choose a mesh that divides it"),
     ({"max_model_len": 65}, ConfigError, "max_model_len=65 must be at most the model's 64 positions"),
-    ({"attention": "magic"}, ConfigError, "magic"),
+    ({"kernels": "magic"}, ConfigError, "magic"),
     ({"policy": "magic"}, ConfigError, "magic"),
     ({"memory_fraction": 1e-9}, CapacityError, "The model must fit .*raise memory_fraction, lower max_model_len or"),
     ({"num_pages": 3}, CapacityError, "num_pages=3 must be at least 17 .one request of the greatest length. and fit"),

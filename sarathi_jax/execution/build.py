@@ -103,8 +103,9 @@ def compile_engine(
 ) -> EnginePrograms:
     """Plan the memory and compile the table's programs. Raises: ConfigError, CapacityError, and what `check` raises: see `compile_all`."""
     use_compile_cache(config.compile_cache)
-    dtype = next(iter(model_state.parameters.values())).dtype
-    planner = _Planner(model_state, config, mesh, jnp.dtype(dtype), table)
+    weights_dtype = next(iter(model_state.parameters.values())).dtype
+    kv_dtype = jnp.dtype(weights_dtype if config.kv_dtype == "auto" else config.kv_dtype)
+    planner = _Planner(model_state, config, mesh, kv_dtype, table)
     plan, ledger = planner.plan(planner.estimated_temp_bytes()), CompileLedger()
     for _ in range(MAX_PLANS):
         ledger = CompileLedger()
@@ -123,7 +124,7 @@ class _Planner:
     model_state: ModelState
     config: EngineConfig
     mesh: jax.sharding.Mesh
-    dtype: jnp.dtype
+    kv_dtype: jnp.dtype
     table: BucketTable
 
     def geometry(self, num_pages: int) -> Geometry:
@@ -152,7 +153,7 @@ class _Planner:
             limit_bytes=device_limit_bytes(self.mesh.devices.flat[0], config.memory_fraction),
             weight_bytes=self.model_state.num_bytes,
             temp_bytes=temp_bytes,
-            page_bytes=kv_bytes_per_page(model, config.page_size, self.dtype.itemsize, self.mesh.shape["tensor"]),
+            page_bytes=kv_bytes_per_page(model, config.page_size, self.kv_dtype, self.mesh.shape["tensor"]),
             page_size=config.page_size,
             min_pages=blocks_per_row + 1,
             max_pages=blocks_per_row * config.max_num_seqs,
@@ -163,14 +164,9 @@ class _Planner:
         self, plan: MemoryPlan, ledger: CompileLedger, check: Callable[[], object], *, progress: bool
     ) -> Programs:
         device = self.mesh.devices.flat[0]
-        attention = registry.choose(
-            "ragged_paged_attention",
-            platform=device.platform,
-            dtype=self.dtype,
-            head_dim=self.model_state.config.head_dim,
-            implementation=self.config.attention,
-        )
+        use = registry.use_on(device, self.kv_dtype, self.model_state.config.head_dim)
+        kernels = registry.choose_kernels(use, implementation=self.config.kernels)
         builder = ProgramBuilder(
-            self.model_state, self.geometry(plan.num_pages), self.mesh, attention, self.dtype, ledger
+            self.model_state, self.geometry(plan.num_pages), self.mesh, kernels, self.kv_dtype, ledger
         )
         return builder.compile_all(self.table.buckets, check, progress=progress)

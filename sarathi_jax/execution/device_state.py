@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from sarathi_jax.execution.packing import Geometry, PackedField
+from sarathi_jax.kernels.layer_kv import LayerKV
 from sarathi_jax.models import ModelConfig
 from sarathi_jax.sampling_params import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, SamplingParams
 
@@ -37,20 +39,26 @@ class SlotState(NamedTuple):
 
 
 class DeviceState(NamedTuple):
-    """k_pages, v_pages: one [P * B, K, D] a layer."""
+    """layers: the KV pages of each layer."""
 
-    k_pages: tuple[jax.Array, ...]
-    v_pages: tuple[jax.Array, ...]
+    layers: tuple[LayerKV, ...]
     slots: SlotState
 
 
+def is_quantized(dtype: DTypeLike) -> bool:
+    """Whether KV of this dtype needs scales."""
+    return jnp.dtype(dtype) == jnp.int8
+
+
 def abstract_state(config: ModelConfig, geometry: Geometry, dtype: jnp.dtype, mesh: jax.sharding.Mesh) -> DeviceState:
-    """Shapes and shardings of the state: KV cut over KV heads, slots on every device."""
-    pages: Any = jax.ShapeDtypeStruct(
-        (geometry.num_slots, config.num_kv_heads, config.head_dim),
-        dtype,
-        sharding=NamedSharding(mesh, PartitionSpec(None, "tensor", None)),
-    )
+    """Shapes and shardings of the state: KV cut over KV heads, slots on every device. dtype: of KV; int8 brings its scales with it."""
+    heads = NamedSharding(mesh, PartitionSpec(None, "tensor"))
+
+    def kv_array(*shape: int, dtype: DTypeLike) -> Any:
+        return jax.ShapeDtypeStruct((geometry.num_slots, config.num_kv_heads, *shape), dtype, sharding=heads)
+
+    pages = [kv_array(config.head_dim, dtype=dtype)] * 2
+    scales = [kv_array(dtype=jnp.float32)] * 2 if is_quantized(dtype) else []
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     def slot_array(*shape: int, dtype: type = jnp.int32) -> Any:
@@ -64,8 +72,7 @@ def abstract_state(config: ModelConfig, geometry: Geometry, dtype: jnp.dtype, me
         allowed_bits=slot_array(_num_words(geometry.vocab_size), dtype=jnp.uint32),
         stop_ids=slot_array(MAX_STOP_IDS),
     )
-    layers = (pages,) * config.num_layers
-    return DeviceState(layers, layers, slots)
+    return DeviceState((LayerKV(*pages, *scales),) * config.num_layers, slots)
 
 
 def make_state(abstract: DeviceState) -> DeviceState:
@@ -73,9 +80,10 @@ def make_state(abstract: DeviceState) -> DeviceState:
     return jax.tree.map(lambda struct: jnp.zeros(struct.shape, struct.dtype), abstract)
 
 
-def kv_bytes_per_page(config: ModelConfig, page_size: int, itemsize: int, tensor_parallel: int) -> int:
-    """Bytes of a page over all layers, keys and values, on one device."""
-    return 2 * config.num_layers * page_size * config.num_kv_heads * config.head_dim * itemsize // tensor_parallel
+def kv_bytes_per_page(config: ModelConfig, page_size: int, dtype: DTypeLike, tensor_parallel: int) -> int:
+    """Bytes of a page over all layers, keys and values and their scales, on one device."""
+    head_bytes = config.head_dim * jnp.dtype(dtype).itemsize + (4 if is_quantized(dtype) else 0)
+    return 2 * config.num_layers * page_size * config.num_kv_heads * head_bytes // tensor_parallel
 
 
 def set_slot(slots: SlotState, packed: jax.Array) -> SlotState:

@@ -19,6 +19,7 @@ from sarathi_jax.execution.compile_ledger import CompileLedger, watch_cache
 from sarathi_jax.execution.device_state import DeviceState, abstract_state, make_state, set_slot, slot_size
 from sarathi_jax.execution.packing import Geometry, packed_size
 from sarathi_jax.execution.step_program import make_step
+from sarathi_jax.kernels.registry import Kernels
 from sarathi_jax.sharding.model_state import ModelState
 
 Compiled = Callable[..., Any]
@@ -41,8 +42,8 @@ class ProgramBuilder:
     model_state: ModelState
     geometry: Geometry
     mesh: jax.sharding.Mesh
-    attention: Callable[..., jax.Array]
-    dtype: jnp.dtype
+    kernels: Kernels
+    kv_dtype: jnp.dtype
     ledger: CompileLedger
 
     def compile_all(
@@ -69,7 +70,7 @@ class ProgramBuilder:
     def compile_step(self, bucket: Bucket) -> Compiled:
         """Compile one bucket's step."""
         state = self._state()
-        step = make_step(self.model_state, bucket, self.geometry, self.mesh, self.attention)
+        step = make_step(self.model_state, bucket, self.geometry, self.mesh, self.kernels)
         packed = self._replicated(packed_size(bucket, self.geometry.blocks_per_row))
         jitted = jax.jit(step, donate_argnums=1, out_shardings=(_shardings(state), packed.sharding))
         arguments = tuple(self.model_state.parameters.values()), state, packed
@@ -97,7 +98,7 @@ class ProgramBuilder:
         return compiled
 
     def _state(self) -> DeviceState:
-        return abstract_state(self.model_state.config, self.geometry, self.dtype, self.mesh)
+        return abstract_state(self.model_state.config, self.geometry, self.kv_dtype, self.mesh)
 
     def _replicated(self, size: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((size,), jnp.int32, sharding=NamedSharding(self.mesh, PartitionSpec()))

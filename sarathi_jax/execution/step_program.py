@@ -19,10 +19,11 @@ from sarathi_jax.execution.packing import Geometry, packed_fields
 from sarathi_jax.execution.sampling import Sampled, greedy, sample, unpack_sampling_rows
 from sarathi_jax.execution.step_output import LOGPROB_WORDS
 from sarathi_jax.execution.token_logprobs import top_logprobs
-from sarathi_jax.kernels.kv_write import write_kv
+from sarathi_jax.kernels.layer_kv import LayerKV
+from sarathi_jax.kernels.registry import Kernels
 from sarathi_jax.models import CausalLM, ModelConfig
 from sarathi_jax.models.attention import Attend
-from sarathi_jax.models.rope import RopeAngles, apply_rope
+from sarathi_jax.models.rope import RopeAngles
 from sarathi_jax.sharding.model_state import ModelState
 
 Inputs = Mapping[str, jax.Array]
@@ -41,7 +42,7 @@ def make_step(
     bucket: Bucket,
     geometry: Geometry,
     mesh: jax.sharding.Mesh,
-    attention: Callable[..., jax.Array],
+    kernels: Kernels,
 ) -> Callable[[tuple[jax.Array, ...], DeviceState, jax.Array], tuple[DeviceState, jax.Array]]:
     """The step of one bucket, to be jitted with the state donated.
 
@@ -52,15 +53,15 @@ def make_step(
     def step(params: tuple[jax.Array, ...], state: DeviceState, packed: jax.Array) -> tuple[DeviceState, jax.Array]:
         model = model_state.merge(params)
         inputs = unpack(packed, bucket, geometry.blocks_per_row)
-        pages = list(state.k_pages), list(state.v_pages)
-        attend = _paged_attend(model.config, inputs, pages, bucket, geometry, mesh, attention)
+        layers = list(state.layers)
+        attend = _paged_attend(model.config, inputs, layers, bucket, geometry, mesh, kernels)
         hidden = model.hidden_states(
             _input_tokens(inputs, state.slots), inputs["positions"], attend, max_length=geometry.max_model_len
         )
         last_rows = jnp.maximum(inputs["cu_q_lens"][1:] - 1, 0)
         logits = model.logits(hidden.at[last_rows].get(mode="clip"))  # [S, V]
         slots, out = _sample(model, logits, hidden, inputs, state.slots, bucket.variant)
-        return DeviceState(tuple(pages[0]), tuple(pages[1]), slots), out
+        return DeviceState(tuple(layers), slots), out
 
     return step
 
@@ -76,22 +77,22 @@ def _input_tokens(inputs: Inputs, slots: SlotState) -> jax.Array:
 def _paged_attend(
     config: ModelConfig,
     inputs: Inputs,
-    pages: tuple[list[jax.Array], list[jax.Array]],
+    layers: list[LayerKV],
     bucket: Bucket,
     geometry: Geometry,
     mesh: jax.sharding.Mesh,
-    attention: Callable[..., jax.Array],
+    kernels: Kernels,
 ) -> Attend:
-    """Attention over pages. `pages` is rebound layer by layer: after the model ran, it holds the new ones."""
-    k_pages, v_pages = pages
+    """Attention over pages. `layers` is rebound one by one: after the model ran, it holds the new ones."""
     rows = inputs["kv_lens"], inputs["block_tables"], inputs["cu_q_lens"], inputs["num_decode_rows"][0]
 
-    def one_device(window: int | None, q: Any, k: Any, v: Any, k_page: Any, v_page: Any, slots: Any, *rows: Any) -> Any:
-        k_page, v_page = write_kv(k_page, v_page, k, v, slots)
-        out = attention(
+    def one_device(
+        window: int | None, qkv: Any, kv: LayerKV, cos: Any, sin: Any, slots: Any, *rows: Any
+    ) -> tuple[jax.Array, LayerKV]:
+        q, kv = kernels.rope_and_write_kv(qkv, cos, sin, kv, slots)
+        out = kernels.attention(
             q,
-            k_page,
-            v_page,
+            kv,
             *rows,
             page_size=geometry.page_size,
             scale=config.attention_scale,
@@ -99,19 +100,17 @@ def _paged_attend(
             soft_cap=None,
             is_decode_only=bucket.is_decode_only,
         )
-        return out, k_page, v_page
+        return out, kv
 
-    heads, everywhere = PartitionSpec(None, "tensor", None), PartitionSpec()
-    specs = ((heads,) * 5 + (everywhere,) * (1 + len(rows)), (heads,) * 3)
+    everywhere, heads = PartitionSpec(), PartitionSpec(None, "tensor")
+    pages = jax.tree.map(lambda _: heads, layers[0])
+    in_specs, out_specs = (heads, pages, *[everywhere] * (3 + len(rows))), (heads, pages)
 
-    def attend(layer_index: int, q: jax.Array, k: jax.Array, v: jax.Array, angles: RopeAngles) -> jax.Array:
+    def attend(layer_index: int, qkv: jax.Array, angles: RopeAngles) -> jax.Array:
         on_heads = partial(one_device, config.window(layer_index))
         if mesh.size > 1:
-            on_heads = jax.shard_map(on_heads, mesh=mesh, in_specs=specs[0], out_specs=specs[1], check_vma=False)
-        q, k = apply_rope(q, angles), apply_rope(k, angles)
-        out, k_pages[layer_index], v_pages[layer_index] = on_heads(
-            q, k, v, k_pages[layer_index], v_pages[layer_index], inputs["slot_mapping"], *rows
-        )
+            on_heads = jax.shard_map(on_heads, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+        out, layers[layer_index] = on_heads(qkv, layers[layer_index], *angles, inputs["slot_mapping"], *rows)
         return out
 
     return attend

@@ -1,5 +1,6 @@
 """What lives on the device: its shapes, shardings and size; slots set up one at a time with what a request asks for."""
 
+import math
 from typing import Any
 
 import jax
@@ -39,17 +40,20 @@ MODEL = ModelConfig(
 SET_SLOT = jax.jit(set_slot)
 
 
-def state(tensor: int = 1) -> Any:
-    return abstract_state(MODEL, GEOMETRY, jnp.dtype(jnp.bfloat16), make_mesh({"tensor": tensor}))
+def state(tensor: int = 1, dtype: str = "bfloat16") -> Any:
+    return abstract_state(MODEL, GEOMETRY, jnp.dtype(dtype), make_mesh({"tensor": tensor}))
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 @pytest.mark.parametrize("tensor", [1, 2])
-def test_pages_are_cut_over_kv_heads_and_cost_what_the_plan_says(tensor: int):
-    made = state(tensor)
-    pages = [*made.k_pages, *made.v_pages]
-    assert [page.shape for page in pages] == [(24, 2, 8)] * 4
-    on_each = sum(int(np.prod(page.sharding.shard_shape(page.shape))) * 2 for page in pages)
-    assert on_each == 6 * kv_bytes_per_page(MODEL, 4, 2, tensor)
+def test_pages_are_cut_over_kv_heads_and_cost_what_the_plan_says(tensor: int, dtype: str):
+    """Two layers of keys and values, 2 bytes a number; or 1, and 4 more a token and head."""
+    arrays = jax.tree.leaves(state(tensor, dtype).layers)
+    scales = [(24, 2)] * 2 if dtype == "int8" else []
+    assert [array.shape for array in arrays] == [*[(24, 2, 8)] * 2, *scales] * 2
+    on_each = sum(math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize for array in arrays)
+    assert on_each == 6 * kv_bytes_per_page(MODEL, 4, dtype, tensor)
+    assert on_each == 4 * 24 * 2 * {"bfloat16": 16, "int8": 12}[dtype] // tensor
 
 
 def test_a_new_state_is_all_zeros():

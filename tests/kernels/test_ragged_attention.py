@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sarathi_jax.kernels import reference, registry
+from sarathi_jax.kernels import ragged_attention_xla, reference, registry
+from sarathi_jax.kernels.layer_kv import LayerKV
 
 Array = np.ndarray[Any, np.dtype[Any]]
 IMPLEMENTATIONS = registry.OPERATIONS["ragged_paged_attention"]
@@ -75,7 +76,7 @@ SHAPES = {
 }
 
 
-def build_step(shape: Shape, rows: Sequence[Row], seed: int) -> dict[str, Array]:
+def build_step(shape: Shape, rows: Sequence[Row], seed: int) -> dict[str, Any]:
     """The array arguments of one call, by name."""
     rng = np.random.default_rng(seed)
     size, padding = shape.page_size, shape.num_rows - len(rows)
@@ -96,8 +97,7 @@ def build_step(shape: Shape, rows: Sequence[Row], seed: int) -> dict[str, Array]
     num_decodes = next((i for i, row in enumerate(rows) if row.q_len > 1), len(rows))
     return {
         "q": q,
-        "k_pages": pools[0],
-        "v_pages": pools[1],
+        "kv": LayerKV(pools[0], pools[1]),
         "kv_lens": np.array([*lens, *[0] * padding], np.int32),
         "block_tables": tables,
         "cu_q_lens": cu_q_lens,
@@ -106,7 +106,7 @@ def build_step(shape: Shape, rows: Sequence[Row], seed: int) -> dict[str, Array]
 
 
 @st.composite
-def steps(draw: st.DrawFn, shape: Shape) -> dict[str, Array]:
+def steps(draw: st.DrawFn, shape: Shape) -> dict[str, Any]:
     """Decodes first, then chunks until the tokens are used up; the rest of rows and tokens is padding."""
     rows, num_left = [], shape.num_tokens
     num_decodes = draw(st.integers(int(shape.is_decode_only), min(shape.num_rows, shape.num_tokens)))
@@ -123,42 +123,58 @@ def steps(draw: st.DrawFn, shape: Shape) -> dict[str, Array]:
 
 @functools.cache
 def compiled(name: str, shape: Shape) -> Callable[..., jax.Array]:
-    return jax.jit(
-        functools.partial(IMPLEMENTATIONS[name].function, **shape.options, is_decode_only=shape.is_decode_only)
-    )
+    use = registry.use_on(jax.devices()[0], np.float32, shape.head_dim)
+    function = registry.choose("ragged_paged_attention", use, implementation=name)
+    return jax.jit(functools.partial(function, **shape.options, is_decode_only=shape.is_decode_only))
 
 
-def judged(shape: Shape, step: dict[str, Array]) -> Array:
-    arrays = {name: array for name, array in step.items() if name != "num_decode_rows"}
-    return reference.ragged_paged_attention(**arrays, **shape.options, dtype=np.float64)
+def run(name: str, shape: Shape, step: dict[str, Any]) -> Array:
+    """[tokens of rows, H, D]: what padding holds is nobody's business."""
+    return np.asarray(compiled(name, shape)(**step))[: step["cu_q_lens"][-1]]
+
+
+def judged(shape: Shape, step: dict[str, Any]) -> Array:
+    """f64[tokens of rows, H, D]."""
+    kv = {"k_pages": step["kv"].k, "v_pages": step["kv"].v}
+    arrays = {name: array for name, array in step.items() if name not in ("num_decode_rows", "kv")}
+    whole = reference.ragged_paged_attention(**arrays, **kv, **shape.options, dtype=np.float64)
+    return whole[: step["cu_q_lens"][-1]]
 
 
 @pytest.fixture(scope="module", params=list(IMPLEMENTATIONS))
 def implementation(request: pytest.FixtureRequest) -> str:
-    use = registry.Use(jax.default_backend(), np.dtype(np.float32), 64)
-    if obstacle := IMPLEMENTATIONS[request.param].obstacle(use):
+    if obstacle := IMPLEMENTATIONS[request.param].obstacle(registry.use_on(jax.devices()[0], np.float32, 64)):
         pytest.skip(f"{request.param} does not run here: {obstacle}")
     return request.param
+
+
+def check_mixes(name: str, implementation: str, data: st.DataObject) -> None:
+    shape = SHAPES[name]
+    step = data.draw(steps(shape))
+    np.testing.assert_allclose(run(implementation, shape, step), judged(shape, step), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", SHAPES)
 @settings(max_examples=25)
 @given(data=st.data())
-def test_any_mix_is_as_in_float64(name: str, implementation: str, data: st.DataObject) -> None:
-    shape = SHAPES[name]
-    step = data.draw(steps(shape))
-    got = compiled(implementation, shape)(**step)
-    np.testing.assert_allclose(got, judged(shape, step), rtol=0, atol=1e-5)
+def test_any_mix_is_as_in_float64(name: str, data: st.DataObject) -> None:
+    check_mixes(name, "xla", data)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@settings(max_examples=4)  # a second each; `test_attention_kernel` draws more, of smaller steps
+@given(data=st.data())
+def test_any_mix_is_as_in_float64_by_the_gpus_kernel(name: str, data: st.DataObject) -> None:
+    check_mixes(name, "triton-interpreter" if jax.default_backend() == "cpu" else "triton", data)
 
 
 def test_equal_keys_average_the_values_that_are_seen(implementation: str) -> None:
     shape = Shape(num_heads=1, head_dim=16, window=3)
     step = build_step(shape, [Row(6, 0)], seed=0)
     slots = step["block_tables"][0, 0] * 16 + np.arange(6)
-    step["k_pages"][slots] = 1
-    step["v_pages"][slots] = np.arange(6).reshape(6, 1, 1)
-    got = compiled(implementation, shape)(**step)
-    np.testing.assert_allclose(got[:7, 0, 0], [0, 0.5, 1, 2, 3, 4, 0], atol=1e-6)
+    step["kv"].k[slots] = 1
+    step["kv"].v[slots] = np.arange(6).reshape(6, 1, 1)
+    np.testing.assert_allclose(run(implementation, shape, step)[:, 0, 0], [0, 0.5, 1, 2, 3, 4], atol=1e-6)
 
 
 def test_pages_wholly_before_the_window_are_not_read(implementation: str) -> None:
@@ -166,33 +182,47 @@ def test_pages_wholly_before_the_window_are_not_read(implementation: str) -> Non
     step = build_step(shape, [Row(1, 100), Row(40, 100)], seed=1)
     expected = judged(shape, step)
     step["block_tables"][:, :5] = GARBAGE_PAGES[1]  # of 0..79; the first token sees 81 and later
-    np.testing.assert_allclose(compiled(implementation, shape)(**step), expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(run(implementation, shape, step), expected, rtol=0, atol=1e-5)
 
 
 def test_decodes_that_are_not_counted_are_served_as_chunks(implementation: str) -> None:
     shape = SHAPES["group of 3, the demo model"]
     step = build_step(shape, [Row(1, 100), Row(1, 0), Row(1, 17), Row(70, 20)], seed=2)
     step["num_decode_rows"] = np.array(1, np.int32)
-    np.testing.assert_allclose(compiled(implementation, shape)(**step), judged(shape, step), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(run(implementation, shape, step), judged(shape, step), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_half_precision_pages_are_computed_in_float32(implementation: str, dtype: Any) -> None:
+def test_half_precision_pages_are_computed_in_float32_by_xla(dtype: Any) -> None:
     shape = SHAPES["two KV heads, soft cap"]
     step = build_step(shape, [Row(1, 200), Row(50, 30)], seed=3)
-    step |= {name: np.asarray(step[name].astype(dtype)) for name in ("q", "k_pages", "v_pages")}
-    got = compiled(implementation, shape)(**step)
+    step["q"], step["kv"] = step["q"].astype(dtype), LayerKV(*(pages.astype(dtype) for pages in step["kv"][:2]))
+    got = run("xla", shape, step)
     assert got.dtype == dtype
     # Only the result is rounded: half a unit in the last place of numbers up to 4.
     np.testing.assert_allclose(
-        np.asarray(got, np.float64), judged(shape, step), rtol=0, atol=2 * float(jnp.finfo(dtype).eps)
+        got.astype(np.float64), judged(shape, step), rtol=0, atol=2 * float(jnp.finfo(dtype).eps)
     )
+
+
+def test_int8_pages_are_multiplied_by_their_scales(implementation: str) -> None:
+    shape = SHAPES["two KV heads, soft cap"]
+    step = build_step(shape, [Row(1, 200), Row(1, 15), Row(50, 30)], seed=8)
+    pages = [np.nan_to_num(pages) for pages in step["kv"][:2]]
+    scales = [np.abs(each).max(-1) / np.float32(127) for each in pages]
+    whole = [np.round(each / np.maximum(scale, 1e-9)[..., None]) for each, scale in zip(pages, scales, strict=True)]
+    is_free = [scale == 0 for scale in scales]  # where no token is, the scale is garbage
+    garbled = [np.where(free, np.nan, scale).astype(np.float32) for free, scale in zip(is_free, scales, strict=True)]
+    exact = LayerKV(*(each * scale[..., None] for each, scale in zip(whole, scales, strict=True)))
+    expected = judged(shape, step | {"kv": exact})
+    step["kv"] = LayerKV(*(each.astype(np.int8) for each in whole), *garbled)
+    np.testing.assert_allclose(run(implementation, shape, step), expected, rtol=0, atol=1e-5)
 
 
 def test_more_rows_than_tokens(implementation: str) -> None:
     shape = Shape(num_tokens=8, num_rows=10)
     step = build_step(shape, [Row(1, 9), Row(1, 250), Row(3, 3)], seed=4)
-    np.testing.assert_allclose(compiled(implementation, shape)(**step), judged(shape, step), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(run(implementation, shape, step), judged(shape, step), rtol=0, atol=1e-5)
 
 
 def test_every_row_a_decode(implementation: str) -> None:
@@ -200,13 +230,13 @@ def test_every_row_a_decode(implementation: str) -> None:
     step = build_step(
         shape, [Row(1, history) for history in (0, 300, 15, 16, 17, 127, 128, 129, 1, 40, 200, 63)], seed=6
     )
-    np.testing.assert_allclose(compiled(implementation, shape)(**step), judged(shape, step), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(run(implementation, shape, step), judged(shape, step), rtol=0, atol=1e-5)
 
 
-def test_a_step_of_padding_alone_is_zero(implementation: str) -> None:
+def test_a_step_of_padding_alone_ends(implementation: str) -> None:
     shape = SHAPES["group of 3, the demo model"]
     got = compiled(implementation, shape)(**build_step(shape, [], seed=5))
-    assert np.array_equal(got, np.zeros_like(got))
+    assert got.shape == (shape.num_tokens, shape.num_heads, shape.head_dim)
 
 
 @pytest.mark.parametrize("is_decode_only", [True, False])
@@ -215,11 +245,12 @@ def test_memory_does_not_grow_with_the_block_table(is_decode_only: bool) -> None
     shape = Shape(is_decode_only=is_decode_only, num_tokens=64, num_rows=64)
 
     def temp_bytes(num_blocks: int) -> int:
-        pages = jax.ShapeDtypeStruct((2048 * 16, 1, 16), jnp.float32)
+        pages: Any = jax.ShapeDtypeStruct((2048 * 16, 1, 16), jnp.float32)
         tables = jax.ShapeDtypeStruct((64, num_blocks), jnp.int32)
         q, lens, cu = jax.ShapeDtypeStruct((64, 3, 16), jnp.float32), *_int_arrays(64, 65)
-        function = functools.partial(IMPLEMENTATIONS["xla"].function, **shape.options, is_decode_only=is_decode_only)
-        lowered = jax.jit(function).lower(q, pages, pages, lens, tables, cu, *_int_arrays(None))
+        options = shape.options | {"is_decode_only": is_decode_only}
+        function = functools.partial(ragged_attention_xla.ragged_paged_attention, **options)
+        lowered = jax.jit(function).lower(q, LayerKV(pages, pages), lens, tables, cu, *_int_arrays(None))
         memory = lowered.compile().memory_analysis()
         assert memory is not None
         return memory.temp_size_in_bytes

@@ -1,0 +1,340 @@
+# Triton reads the source of these functions: its types are not Python's.
+# pyright: reportMissingParameterType=false, reportUntypedFunctionDecorator=false, reportOperatorIssue=false
+# pyright: reportArgumentType=false, reportIndexIssue=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportPossiblyUnboundVariable=false
+"""The device code of ragged paged attention, for Triton: one launch for any mix of chunks and decodes, and the merge of what was split.
+
+A launch is a fixed number of programs, known from shapes alone. What each one does it finds out by itself, from the lengths: the work of a step is a
+list of items, and program p takes item p // K for KV head p % K. An item is a tile of queries over a span of its row's KV:
+
+- decode row: one token's G query heads in a tile of DECODE_M rows; a row's KV is cut into spans;
+- chunk row: BLOCK_Q tokens times G heads in a tile of CHUNK_M rows; KV is cut where a step has too few tiles of queries to fill the device.
+
+The spans are as long as they have to be for the items to fit into the launch (`_spans`): a batch of equal rows is cut little, one long row among short
+ones is cut a lot, and the sum never exceeds the bound. A row in one span is written where it belongs; of others each item leaves its unnormalized sum,
+its running maximum and its weight, and `merge_kernel` puts them together (the split of Flash-Decoding, Dao et al. 2023; the online softmax of
+Milakov and Gimelshein, arXiv:1805.02867). Chunk and decode items alternate, so that a multiprocessor's arithmetic and its loads are both at work
+(POD-Attention, arXiv:2410.18038), and of the chunks those that see most come first.
+
+Scores are in units of log2(e), so that weights are powers of two. Offsets into the pages are 64 bits wide.
+"""
+
+import triton
+import triton.language as tl
+
+NOTHING_SEEN = tl.constexpr(
+    -1e30
+)  # a running maximum below any score; finite, so that subtracting it is never inf - inf
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _spans(tiles, tiles_each, EXTRA: tl.constexpr, MIN_TILES: tl.constexpr):
+    """How many spans each row's KV is cut into.
+
+    tiles: i32[rows], tiles of KV that a tile of the row's queries sees at most. tiles_each: i32[rows], how many tiles of queries it has.
+    The sum over rows of tiles_each * spans is at most EXTRA more than the sum of tiles_each. EXTRA 0: nothing is cut.
+    """
+    if EXTRA == 0:
+        return tl.minimum(tiles, 1)
+    length = tl.maximum(tl.cdiv(tl.sum(tiles * tiles_each), EXTRA), MIN_TILES)
+    return tl.cdiv(tiles, length)
+
+
+@triton.jit
+def _decode_spans(kv_lens, is_decode, WINDOW: tl.constexpr, TILE: tl.constexpr, EXTRA: tl.constexpr, MIN: tl.constexpr):
+    """i32[rows]: spans of each decode row, 0 for others."""
+    first = tl.zeros_like(kv_lens)
+    if WINDOW > 0:
+        first = tl.maximum(kv_lens - WINDOW, 0) // TILE
+    tiles = tl.where(is_decode, tl.cdiv(kv_lens, TILE) - first, 0)
+    return _spans(tiles, tl.minimum(tiles, 1), EXTRA, MIN)
+
+
+@triton.jit
+def _chunk_spans(
+    kv_lens,
+    num_blocks,
+    WINDOW: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    TILE: tl.constexpr,
+    EXTRA: tl.constexpr,
+    MIN: tl.constexpr,
+):
+    """i32[rows]: spans of each tile of queries of a chunk row. num_blocks: how many of those it has, 0 for decode rows."""
+    tiles = tl.cdiv(kv_lens, TILE)
+    if WINDOW > 0:
+        tiles = tl.minimum(tiles, (WINDOW + BLOCK_Q - 2) // TILE + 2)
+    return _spans(tl.where(num_blocks > 0, tiles, 0), num_blocks, EXTRA, MIN)
+
+
+@triton.jit
+def _take_tiles(
+    queries, q_positions, weighted, total, highest,
+    k_pages, v_pages, k_scales, v_scales, table, first_seen, kv_len, kv_head, first_tile, end_tile,
+    NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_PAD: tl.constexpr, PAGE_SIZE: tl.constexpr, SCALE: tl.constexpr,
+    SOFT_CAP: tl.constexpr, WINDOW: tl.constexpr, HAS_SCALES: tl.constexpr, TILE: tl.constexpr, IS_MASKED: tl.constexpr,
+):  # fmt: skip
+    """Attend over tiles [first_tile, end_tile) of one row's KV, of tokens first_seen .. kv_len - 1. Unmasked, every query sees every token of the tiles.
+
+    queries: [M, D]; q_positions: i32[M]; weighted: f32[M, D]; total, highest: f32[M].
+    """
+    dims = tl.arange(0, HEAD_PAD)
+    is_dim = dims < HEAD_DIM
+    # Page ids are read one tile ahead: keys and values would otherwise wait for them in every iteration.
+    positions = first_tile * TILE + tl.arange(0, TILE)
+    is_held = (positions >= first_seen) & (positions < kv_len)
+    pages = tl.load(table + positions // PAGE_SIZE, mask=is_held, other=0)
+    for tile in range(first_tile, end_tile):
+        positions = tile * TILE + tl.arange(0, TILE)
+        is_held = (positions >= first_seen) & (positions < kv_len)
+        slots = pages.to(tl.int64) * PAGE_SIZE + positions % PAGE_SIZE
+        pages = tl.load(table + (positions + TILE) // PAGE_SIZE, mask=positions + TILE < kv_len, other=0)
+        rows = slots * NUM_KV_HEADS + kv_head
+        k_at = k_pages + rows[None, :] * HEAD_DIM + dims[:, None]
+        v_at = v_pages + rows[:, None] * HEAD_DIM + dims[None, :]
+        if IS_MASKED:
+            keys = tl.load(k_at, mask=is_held[None, :] & is_dim[:, None], other=0)
+            values = tl.load(v_at, mask=is_held[:, None] & is_dim[None, :], other=0)
+        elif HEAD_PAD == HEAD_DIM:
+            keys = tl.load(k_at)
+            values = tl.load(v_at)
+        else:
+            keys = tl.load(k_at, mask=is_dim[:, None], other=0)
+            values = tl.load(v_at, mask=is_dim[None, :], other=0)
+
+        scores = tl.dot(queries, keys.to(queries.dtype), input_precision="ieee")  # f32[M, TILE]
+        if HAS_SCALES:
+            scores *= tl.load(k_scales + rows, mask=is_held, other=0)[None, :]
+        if SOFT_CAP > 0:
+            # tanh(x) = 2 sigmoid(2 x) - 1
+            scores = (2 * tl.sigmoid(scores * (2 * SCALE / SOFT_CAP)) - 1) * (SOFT_CAP * LOG2_E)
+        else:
+            scores *= SCALE * LOG2_E
+        if IS_MASKED:
+            is_seen = is_held[None, :] & (positions[None, :] <= q_positions[:, None])
+            if WINDOW > 0:
+                is_seen = is_seen & (positions[None, :] > q_positions[:, None] - WINDOW)
+            scores = tl.where(is_seen, scores, float("-inf"))
+
+        new_highest = tl.maximum(highest, tl.max(scores, 1))
+        weights = tl.exp2(scores - new_highest[:, None])
+        fade = tl.exp2(highest - new_highest)
+        total = total * fade + tl.sum(weights, 1)
+        if HAS_SCALES:
+            weights *= tl.load(v_scales + rows, mask=is_held, other=0)[None, :]
+        weighted = weighted * fade[:, None]
+        weighted = tl.dot(weights.to(queries.dtype), values.to(queries.dtype), weighted, input_precision="ieee")
+        highest = new_highest
+    return weighted, total, highest
+
+
+@triton.jit
+def _store(
+    weighted,
+    total,
+    highest,
+    out_at,
+    partial_at,
+    stats_at,
+    is_stored,
+    is_whole,
+    HEAD_DIM: tl.constexpr,
+    HEAD_PAD: tl.constexpr,
+):
+    """Write a tile of queries where it belongs, or what it saw of its span for the merge.
+
+    out_at, partial_at, stats_at: pointers [M] to the first number of each query. is_stored: bool[M].
+    """
+    dims = tl.arange(0, HEAD_PAD)
+    mask = is_stored[:, None] & (dims < HEAD_DIM)[None, :]
+    if is_whole:
+        result = weighted / tl.where(total == 0, 1, total)[:, None]  # a query that is not there has seen nothing
+        tl.store(out_at[:, None] + dims[None, :], result.to(out_at.dtype.element_ty), mask=mask)
+    else:
+        tl.store(partial_at[:, None] + dims[None, :], weighted, mask=mask)
+        tl.store(stats_at, highest, mask=is_stored)
+        tl.store(stats_at + 1, total, mask=is_stored)
+
+
+@triton.jit
+def attend_kernel(
+    q, k_pages, v_pages, k_scales, v_scales, kv_lens, block_tables, cu_q_lens, num_decode_rows,
+    out, decode_partials, decode_stats, chunk_partials, chunk_stats,
+    NUM_ROWS: tl.constexpr, ROWS_PAD: tl.constexpr, BLOCKS_PER_ROW: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_PAD: tl.constexpr, PAGE_SIZE: tl.constexpr,
+    SCALE: tl.constexpr, SOFT_CAP: tl.constexpr, WINDOW: tl.constexpr, HAS_SCALES: tl.constexpr, HAS_CHUNKS: tl.constexpr,
+    DECODE_M: tl.constexpr, DECODE_TILE: tl.constexpr, DECODE_EXTRA: tl.constexpr,
+    CHUNK_M: tl.constexpr, CHUNK_TILE: tl.constexpr, CHUNK_EXTRA: tl.constexpr, MIN_TILES: tl.constexpr,
+):  # fmt: skip
+    """See `ragged_attention_triton`. Grid: (items * K,).
+
+    decode_partials: f32[items, H, D] and decode_stats: f32[items, H, 2] (running maximum, weight); chunk_partials: f32[items, K, CHUNK_M, D] and
+    chunk_stats: f32[items, K, CHUNK_M, 2].
+    """
+    kv_head, item = tl.program_id(0) % NUM_KV_HEADS, tl.program_id(0) // NUM_KV_HEADS
+    BLOCK_Q: tl.constexpr = CHUNK_M // GROUP
+    NUM_HEADS: tl.constexpr = NUM_KV_HEADS * GROUP
+
+    rows = tl.arange(0, ROWS_PAD)
+    lens = tl.load(kv_lens + rows, mask=rows < NUM_ROWS, other=0)
+    num_decodes = tl.load(num_decode_rows)
+    decode_spans = _decode_spans(lens, rows < num_decodes, WINDOW, DECODE_TILE, DECODE_EXTRA, MIN_TILES)
+    num_decode_items = tl.sum(decode_spans)
+    chunk_item = -1
+    if HAS_CHUNKS:
+        starts = tl.load(cu_q_lens + rows, mask=rows < NUM_ROWS, other=0)
+        ends = tl.load(cu_q_lens + rows + 1, mask=rows < NUM_ROWS, other=0)
+        num_blocks = tl.where((rows >= num_decodes) & (lens > 0), tl.cdiv(ends - starts, BLOCK_Q), 0)
+        chunk_spans = _chunk_spans(lens, num_blocks, WINDOW, BLOCK_Q, CHUNK_TILE, CHUNK_EXTRA, MIN_TILES)
+        chunk_items = num_blocks * chunk_spans
+        num_chunk_items = tl.sum(chunk_items)
+        num_items = tl.maximum(num_decode_items + num_chunk_items, 1)
+        chunks_before = item * num_chunk_items // num_items
+        if (item + 1) * num_chunk_items // num_items > chunks_before:
+            chunk_item = num_chunk_items - 1 - chunks_before
+        item -= chunks_before
+
+    dims = tl.arange(0, HEAD_PAD)
+    if chunk_item >= 0:
+        if HAS_CHUNKS:
+            row = tl.sum((tl.cumsum(chunk_items) <= chunk_item).to(tl.int32))
+            if row < NUM_ROWS:
+                spans = tl.sum(tl.where(rows == row, chunk_spans, 0))
+                index = chunk_item - tl.sum(tl.where(rows < row, chunk_items, 0))
+                block, span = index // spans, index % spans
+                kv_len, start = tl.load(kv_lens + row), tl.load(cu_q_lens + row)
+                q_len = tl.load(cu_q_lens + row + 1) - start
+
+                query = tl.arange(0, CHUNK_M)
+                token = block * BLOCK_Q + query // GROUP
+                is_query = (query < BLOCK_Q * GROUP) & (token < q_len)
+                head_row = (start + token) * NUM_HEADS + kv_head * GROUP + query % GROUP
+                q_at = q + head_row[:, None] * HEAD_DIM + dims[None, :]
+                queries = tl.load(q_at, mask=is_query[:, None] & (dims < HEAD_DIM)[None, :], other=0)
+                first_position = kv_len - q_len + block * BLOCK_Q
+                positions = kv_len - q_len + token
+
+                end_tile = tl.cdiv(tl.minimum(first_position + BLOCK_Q, kv_len), CHUNK_TILE)
+                first_seen = 0
+                if WINDOW > 0:
+                    first_seen = tl.maximum(first_position - WINDOW + 1, 0)
+                first_tile = first_seen // CHUNK_TILE
+                length = tl.cdiv(end_tile - first_tile, spans)
+                first_tile += span * length
+                end_tile = tl.minimum(end_tile, first_tile + length)
+                weighted = tl.zeros((CHUNK_M, HEAD_PAD), tl.float32)
+                total = tl.zeros((CHUNK_M,), tl.float32)
+                highest = tl.full((CHUNK_M,), NOTHING_SEEN, tl.float32)
+                table = block_tables + row * BLOCKS_PER_ROW
+                if WINDOW == 0:
+                    # What stands wholly at or before the first query is seen by all of them.
+                    whole = tl.maximum(tl.minimum(end_tile, (first_position + 1) // CHUNK_TILE), first_tile)
+                    weighted, total, highest = _take_tiles(
+                        queries, positions, weighted, total, highest,
+                        k_pages, v_pages, k_scales, v_scales, table, first_seen, kv_len, kv_head, first_tile, whole,
+                        NUM_KV_HEADS, HEAD_DIM, HEAD_PAD, PAGE_SIZE, SCALE, SOFT_CAP, WINDOW, HAS_SCALES, CHUNK_TILE, False,
+                    )  # fmt: skip
+                    first_tile = whole
+                weighted, total, highest = _take_tiles(
+                    queries, positions, weighted, total, highest,
+                    k_pages, v_pages, k_scales, v_scales, table, first_seen, kv_len, kv_head, first_tile, end_tile,
+                    NUM_KV_HEADS, HEAD_DIM, HEAD_PAD, PAGE_SIZE, SCALE, SOFT_CAP, WINDOW, HAS_SCALES, CHUNK_TILE, True,
+                )  # fmt: skip
+                partial_row = (chunk_item * NUM_KV_HEADS + kv_head) * CHUNK_M + query
+                _store(
+                    weighted, total, highest, out + head_row * HEAD_DIM, chunk_partials + partial_row.to(tl.int64) * HEAD_DIM,
+                    chunk_stats + partial_row * 2, is_query, spans == 1, HEAD_DIM, HEAD_PAD,
+                )  # fmt: skip
+    elif item < num_decode_items:
+        row = tl.sum((tl.cumsum(decode_spans) <= item).to(tl.int32))
+        spans = tl.sum(tl.where(rows == row, decode_spans, 0))
+        span = item - tl.sum(tl.where(rows < row, decode_spans, 0))
+        kv_len, token = tl.load(kv_lens + row), tl.load(cu_q_lens + row)
+
+        query = tl.arange(0, DECODE_M)
+        head = kv_head * GROUP + query
+        q_at = q + (token * NUM_HEADS + head)[:, None] * HEAD_DIM + dims[None, :]
+        queries = tl.load(q_at, mask=(query < GROUP)[:, None] & (dims < HEAD_DIM)[None, :], other=0)
+        first_seen = 0
+        if WINDOW > 0:
+            first_seen = tl.maximum(kv_len - WINDOW, 0)
+        first_tile, end_tile = first_seen // DECODE_TILE, tl.cdiv(kv_len, DECODE_TILE)
+        length = tl.cdiv(end_tile - first_tile, spans)
+        first_tile += span * length
+        end_tile = tl.minimum(end_tile, first_tile + length)
+        weighted, total, highest = _take_tiles(
+            queries, tl.full((DECODE_M,), 0, tl.int32) + kv_len - 1, tl.zeros((DECODE_M, HEAD_PAD), tl.float32),
+            tl.zeros((DECODE_M,), tl.float32), tl.full((DECODE_M,), NOTHING_SEEN, tl.float32),
+            k_pages, v_pages, k_scales, v_scales, block_tables + row * BLOCKS_PER_ROW, first_seen, kv_len, kv_head, first_tile, end_tile,
+            NUM_KV_HEADS, HEAD_DIM, HEAD_PAD, PAGE_SIZE, SCALE, SOFT_CAP, WINDOW, HAS_SCALES, DECODE_TILE, True,
+        )  # fmt: skip
+        partial_row = item * NUM_HEADS + head
+        _store(
+            weighted, total, highest, out + (token * NUM_HEADS + head) * HEAD_DIM, decode_partials + partial_row * HEAD_DIM,
+            decode_stats + partial_row * 2, query < GROUP, spans == 1, HEAD_DIM, HEAD_PAD,
+        )  # fmt: skip
+
+
+@triton.jit
+def merge_kernel(
+    out, decode_partials, decode_stats, chunk_partials, chunk_stats, kv_lens, cu_q_lens, num_decode_rows,
+    NUM_ROWS: tl.constexpr, ROWS_PAD: tl.constexpr, NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
+    HEAD_PAD: tl.constexpr, WINDOW: tl.constexpr, HAS_CHUNKS: tl.constexpr,
+    DECODE_TILE: tl.constexpr, DECODE_EXTRA: tl.constexpr,
+    CHUNK_M: tl.constexpr, CHUNK_TILE: tl.constexpr, CHUNK_EXTRA: tl.constexpr, MIN_TILES: tl.constexpr,
+    SPANS_TILE: tl.constexpr,
+):  # fmt: skip
+    """Put the spans of cut rows together. Grid: (tokens * H,); tokens of rows in one span, and of none, stay as they are."""
+    NUM_HEADS: tl.constexpr = NUM_KV_HEADS * GROUP
+    BLOCK_Q: tl.constexpr = CHUNK_M // GROUP
+    token, head = tl.program_id(0) // NUM_HEADS, tl.program_id(0) % NUM_HEADS
+    rows = tl.arange(0, ROWS_PAD)
+    lens = tl.load(kv_lens + rows, mask=rows < NUM_ROWS, other=0)
+    ends = tl.load(cu_q_lens + rows + 1, mask=rows < NUM_ROWS, other=2147483647)
+    num_decodes = tl.load(num_decode_rows)
+    row = tl.sum((ends <= token).to(tl.int32))
+    spans, first = 0, 0
+    if row < num_decodes:
+        decode_spans = _decode_spans(lens, rows < num_decodes, WINDOW, DECODE_TILE, DECODE_EXTRA, MIN_TILES)
+        spans = tl.sum(tl.where(rows == row, decode_spans, 0))
+        first = tl.sum(tl.where(rows < row, decode_spans, 0)) * NUM_HEADS + head
+    elif HAS_CHUNKS and CHUNK_EXTRA > 0:
+        if row < NUM_ROWS:  # apart: the line above is decided when the kernel is compiled
+            starts = tl.load(cu_q_lens + rows, mask=rows < NUM_ROWS, other=2147483647)
+            num_blocks = tl.where((rows >= num_decodes) & (lens > 0), tl.cdiv(ends - starts, BLOCK_Q), 0)
+            chunk_spans = _chunk_spans(lens, num_blocks, WINDOW, BLOCK_Q, CHUNK_TILE, CHUNK_EXTRA, MIN_TILES)
+            spans = tl.sum(tl.where(rows == row, chunk_spans, 0))
+            offset = token - tl.load(cu_q_lens + row)
+            item = tl.sum(tl.where(rows < row, num_blocks * chunk_spans, 0)) + offset // BLOCK_Q * spans
+            query = offset % BLOCK_Q * GROUP + head % GROUP
+            first = (item * NUM_KV_HEADS + head // GROUP) * CHUNK_M + query
+    is_chunk = row >= num_decodes
+    if spans > 1:
+        # Each lane of SPANS_TILE merges spans of its own, and at the end the lanes are merged.
+        dims = tl.arange(0, HEAD_PAD)
+        weighted = tl.zeros((SPANS_TILE, HEAD_PAD), tl.float32)
+        total = tl.zeros((SPANS_TILE,), tl.float32)
+        highest = tl.full((SPANS_TILE,), NOTHING_SEEN, tl.float32)
+        for start in range(0, spans, SPANS_TILE):
+            span = start + tl.arange(0, SPANS_TILE)
+            is_span = span < spans
+            mask = is_span[:, None] & (dims < HEAD_DIM)[None, :]
+            if is_chunk:
+                at = (first + span * (NUM_KV_HEADS * CHUNK_M)).to(tl.int64)
+                maxima = tl.load(chunk_stats + at * 2, mask=is_span, other=NOTHING_SEEN)
+                totals = tl.load(chunk_stats + at * 2 + 1, mask=is_span, other=0.0)
+                parts = tl.load(chunk_partials + at[:, None] * HEAD_DIM + dims[None, :], mask=mask, other=0.0)
+            else:
+                at = (first + span * NUM_HEADS).to(tl.int64)
+                maxima = tl.load(decode_stats + at * 2, mask=is_span, other=NOTHING_SEEN)
+                totals = tl.load(decode_stats + at * 2 + 1, mask=is_span, other=0.0)
+                parts = tl.load(decode_partials + at[:, None] * HEAD_DIM + dims[None, :], mask=mask, other=0.0)
+            new_highest = tl.maximum(highest, maxima)
+            scale, fade = tl.exp2(maxima - new_highest), tl.exp2(highest - new_highest)
+            weighted = weighted * fade[:, None] + parts * scale[:, None]
+            total = total * fade + totals * scale
+            highest = new_highest
+        scale = tl.exp2(highest - tl.max(highest, 0))
+        result = tl.sum(weighted * scale[:, None], 0) / tl.sum(total * scale, 0)
+        out_at = out + (token * NUM_HEADS + head) * HEAD_DIM + dims
+        tl.store(out_at, result.to(out.dtype.element_ty), mask=dims < HEAD_DIM)

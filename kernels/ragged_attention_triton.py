@@ -1,0 +1,169 @@
+"""Ragged paged attention on a GPU: how many programs a step's attention takes, in tiles of which sizes, and the two launches that make it up.
+
+Everything here is decided from shapes, when a program is traced; the device code is in `ragged_attention_kernel`.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sarathi_jax.kernels import ragged_attention_kernel as device_code
+from sarathi_jax.kernels.block_sizes import MIN_DOT, BlockSizes, choose_sizes
+from sarathi_jax.kernels.gpu import GpuTarget
+from sarathi_jax.kernels.layer_kv import LayerKV
+from sarathi_jax.kernels.triton_launch import KernelCall
+
+MIN_TILES = 4  # a span of fewer tiles is not worth a program of its own
+DECODE_PROGRAMS = 12  # for each multiprocessor, that cut decode rows may add: three or four run at a time, and the last ones should be few
+CHUNK_PROGRAMS = 2  # for each multiprocessor, that a step's chunks should have at least
+SPANS_TILE = 16  # spans that the merge takes at a time
+
+
+class AttentionShape(NamedTuple):
+    """What the launches of one use depend on. Letters as in docs/shapes.md; window and soft_cap as for the operation."""
+
+    num_tokens: int  # T
+    num_rows: int  # S
+    blocks_per_row: int  # N
+    num_heads: int  # H, of one device
+    num_kv_heads: int  # K, of one device
+    head_dim: int  # D
+    page_size: int  # B
+    scale: float
+    window: int | None
+    soft_cap: float | None
+    is_quantized: bool
+    is_decode_only: bool
+
+    @property
+    def group(self) -> int:
+        return self.num_heads // self.num_kv_heads
+
+
+class AttentionLaunches(NamedTuple):
+    """attend: all items of the step, and how many of each kind there can be. merge: None if no row can be cut."""
+
+    attend: KernelCall
+    merge: KernelCall | None
+    num_decode_items: int
+    num_chunk_items: int
+
+
+def ragged_paged_attention(
+    q: jax.Array,
+    kv: LayerKV,
+    kv_lens: jax.Array,
+    block_tables: jax.Array,
+    cu_q_lens: jax.Array,
+    num_decode_rows: jax.Array,
+    *,
+    page_size: int,
+    scale: float,
+    window: int | None,
+    soft_cap: float | None,
+    is_decode_only: bool,
+    target: GpuTarget,
+    sizes: BlockSizes | None = None,
+) -> jax.Array:
+    """As `ragged_attention_xla.ragged_paged_attention`, in q's precision but for sums and softmax, which are float32.
+
+    Args:
+      target: the GPU to choose sizes for.
+      sizes: of tiles; None: the table's.
+    """
+    shape = AttentionShape(
+        num_tokens=q.shape[0],
+        num_rows=block_tables.shape[0],
+        blocks_per_row=block_tables.shape[1],
+        num_heads=q.shape[1],
+        num_kv_heads=kv.k.shape[1],
+        head_dim=q.shape[2],
+        page_size=page_size,
+        scale=scale,
+        window=window,
+        soft_cap=soft_cap,
+        is_quantized=kv.is_quantized,
+        is_decode_only=is_decode_only,
+    )
+    if sizes is None:
+        kind = "decode" if is_decode_only else "mixed"
+        sizes = choose_sizes(target.sm, shape.head_dim, shape.group, kind, kv.k.dtype.itemsize)
+    launches = plan_launches(shape, sizes, target)
+    scales = kv.arrays[-2:]  # or, where there are none, pointers that are never followed
+    rows = kv_lens, cu_q_lens, num_decode_rows
+    arrays = q, kv.k, kv.v, *scales, kv_lens, block_tables, cu_q_lens, num_decode_rows
+    out, *partials = launches.attend(inputs=arrays, outputs=output_shapes(shape, launches, q.dtype))
+    if launches.merge is not None:
+        (out,) = launches.merge(in_place=(out,), inputs=(*partials, *rows))
+    return out
+
+
+def plan_launches(shape: AttentionShape, sizes: BlockSizes, target: GpuTarget) -> AttentionLaunches:
+    """Grids and constants of a use's launches."""
+    decode_m = max(MIN_DOT, _next_power_of_two(shape.group))
+    chunk_m = max(sizes.chunk_m, decode_m)
+    max_chunk_rows = 0 if shape.is_decode_only else shape.num_rows
+    # A row of n tokens has at most n / block_q + 1 tiles, and the last of its tiles has a token.
+    max_blocks = min(shape.num_tokens, shape.num_tokens // (chunk_m // shape.group) + max_chunk_rows)
+    decode_extra, chunk_extra = 0, 0
+    if shape.blocks_per_row * shape.page_size >= 2 * MIN_TILES * sizes.decode_tile:
+        decode_extra = _cdiv(DECODE_PROGRAMS * target.num_multiprocessors, shape.num_kv_heads)
+        wanted = _cdiv(CHUNK_PROGRAMS * target.num_multiprocessors, shape.num_kv_heads)
+        chunk_extra = max(wanted - shape.num_tokens * shape.group // chunk_m, 0) * (max_chunk_rows > 0)
+    num_decode_items = min(shape.num_rows, shape.num_tokens) + decode_extra
+    num_chunk_items = max_blocks + chunk_extra if max_chunk_rows else 0
+    common: dict[str, int | float | bool] = {
+        "NUM_ROWS": shape.num_rows,
+        "ROWS_PAD": max(_next_power_of_two(shape.num_rows), 2),
+        "NUM_KV_HEADS": shape.num_kv_heads,
+        "GROUP": shape.group,
+        "HEAD_DIM": shape.head_dim,
+        "HEAD_PAD": max(_next_power_of_two(shape.head_dim), MIN_DOT),
+        "WINDOW": shape.window or 0,
+        "HAS_CHUNKS": not shape.is_decode_only,
+        "DECODE_TILE": sizes.decode_tile,
+        "DECODE_EXTRA": decode_extra,
+        "CHUNK_M": chunk_m,
+        "CHUNK_TILE": sizes.chunk_tile,
+        "CHUNK_EXTRA": chunk_extra,
+        "MIN_TILES": MIN_TILES,
+    }
+    attend_constants = common | {
+        "BLOCKS_PER_ROW": shape.blocks_per_row,
+        "PAGE_SIZE": shape.page_size,
+        "SCALE": shape.scale,
+        "SOFT_CAP": shape.soft_cap or 0.0,
+        "HAS_SCALES": shape.is_quantized,
+        "DECODE_M": decode_m,
+    }
+    grid = (num_decode_items + num_chunk_items) * shape.num_kv_heads
+    attend = KernelCall(device_code.attend_kernel, grid, attend_constants, sizes.num_warps, sizes.num_stages)
+    merge = None
+    if decode_extra or chunk_extra:
+        num_merged = shape.num_tokens if chunk_extra else min(shape.num_rows, shape.num_tokens)
+        constants = common | {"SPANS_TILE": SPANS_TILE}
+        merge = KernelCall(device_code.merge_kernel, num_merged * shape.num_heads, constants, 4, 2)
+    return AttentionLaunches(attend, merge, num_decode_items, num_chunk_items)
+
+
+def output_shapes(
+    shape: AttentionShape, launches: AttentionLaunches, dtype: jnp.dtype
+) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """The attention's output and its scratch: sums, and maxima with weights, of decode and of chunk items that may be cut."""
+    constants = launches.attend.constants
+    decode_items = launches.num_decode_items if constants["DECODE_EXTRA"] else 1
+    chunk_items = launches.num_chunk_items if constants["CHUNK_EXTRA"] else 1
+    chunk_rows = (chunk_items, shape.num_kv_heads, int(constants["CHUNK_M"])) if constants["CHUNK_EXTRA"] else (1, 1, 1)
+    scratch = [(decode_items, shape.num_heads), chunk_rows]
+    arrays = [((*rows, size), jnp.float32) for rows in scratch for size in (shape.head_dim, 2)]
+    out = ((shape.num_tokens, shape.num_heads, shape.head_dim), dtype)
+    return tuple(jax.ShapeDtypeStruct(*array) for array in [out, *arrays])
+
+
+def _cdiv(number: int, divisor: int) -> int:
+    return -(-number // divisor)
+
+
+def _next_power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()
