@@ -138,12 +138,12 @@ def plan_launches(shape: AttentionShape, sizes: BlockSizes, target: GpuTarget) -
         "DECODE_M": decode_m,
     }
     grid = (num_decode_items + num_chunk_items) * shape.num_kv_heads
-    attend = KernelCall(device_code.attend_kernel, grid, attend_constants, sizes.num_warps, sizes.num_stages)
+    attend = KernelCall(device_code.attend_kernel, grid, attend_constants, sizes.num_warps, sizes.num_stages, target)
     merge = None
     if decode_extra or chunk_extra:
         num_merged = shape.num_tokens if chunk_extra else min(shape.num_rows, shape.num_tokens)
         constants = common | {"SPANS_TILE": SPANS_TILE}
-        merge = KernelCall(device_code.merge_kernel, num_merged * shape.num_heads, constants, 4, 2)
+        merge = KernelCall(device_code.merge_kernel, num_merged * shape.num_heads, constants, 4, 2, target)
     return AttentionLaunches(attend, merge, num_decode_items, num_chunk_items)
 
 

@@ -14,7 +14,13 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from sarathi_jax.errors import ConfigError
-from sarathi_jax.kernels import copy_pages_xla, ragged_attention_xla, rope_write_xla, triton_launch
+from sarathi_jax.kernels import (
+    copy_pages_xla,
+    filter_thresholds_xla,
+    ragged_attention_xla,
+    rope_write_xla,
+    triton_launch,
+)
 from sarathi_jax.kernels.gpu import INTERPRETER, GpuTarget, gpu_target
 from sarathi_jax.kernels.layer_kv import LayerKV
 
@@ -80,13 +86,19 @@ def _triton_attention(use: Use) -> Callable[..., Any]:
 def _triton_rope_and_write_kv(use: Use) -> Callable[..., Any]:
     from sarathi_jax.kernels.rope_write_triton import rope_and_write_kv
 
-    return rope_and_write_kv
+    return functools.partial(rope_and_write_kv, target=use.target or INTERPRETER)
 
 
 def _triton_copy_pages(use: Use) -> Callable[..., Any]:
     from sarathi_jax.kernels.copy_pages_triton import copy_pages
 
-    return copy_pages
+    return functools.partial(copy_pages, target=use.target or INTERPRETER)
+
+
+def _triton_filter_thresholds(use: Use) -> Callable[..., Any]:
+    from sarathi_jax.kernels.filter_thresholds_triton import filter_thresholds
+
+    return functools.partial(filter_thresholds, target=use.target or INTERPRETER)
 
 
 def _table(xla: Callable[..., Any], triton: Callable[[Use], Callable[..., Any]]) -> dict[str, Implementation]:
@@ -101,6 +113,7 @@ def _table(xla: Callable[..., Any], triton: Callable[[Use], Callable[..., Any]])
 OPERATIONS: dict[str, dict[str, Implementation]] = {
     "ragged_paged_attention": _table(ragged_attention_xla.ragged_paged_attention, _triton_attention),
     "rope_and_write_kv": _table(rope_write_xla.rope_and_write_kv, _triton_rope_and_write_kv),
+    "filter_thresholds": _table(filter_thresholds_xla.filter_thresholds, _triton_filter_thresholds),
     "copy_pages": _table(copy_pages_xla.copy_pages, _triton_copy_pages),
 }
 
@@ -148,11 +161,12 @@ class Kernels(NamedTuple):
 
     attention: Callable[..., jax.Array]
     rope_and_write_kv: Callable[..., tuple[jax.Array, LayerKV]]
+    filter_thresholds: Callable[..., jax.Array]
 
 
 def choose_kernels(use: Use, *, implementation: str = AUTO) -> Kernels:
     """All of a step's operations, by one name. Raises: as `choose`."""
-    operations = ("ragged_paged_attention", "rope_and_write_kv")
+    operations = ("ragged_paged_attention", "rope_and_write_kv", "filter_thresholds")
     return Kernels(*(choose(operation, use, implementation=implementation) for operation in operations))
 
 

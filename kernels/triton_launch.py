@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from sarathi_jax.kernels.gpu import GpuTarget
+
 # From triton 3.10 on, products are not fused with sums unless asked for; until then an unset variable is warned of.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
@@ -46,7 +48,7 @@ class KernelCall:
     """A launch, known from shapes alone.
 
     kernel: the `@triton.jit` function. Its pointers are, in this order: arrays changed in place, inputs, outputs; after them come its constants.
-    grid: programs.
+    grid: programs. target: what it is compiled for.
     """
 
     kernel: Any
@@ -54,6 +56,7 @@ class KernelCall:
     constants: Mapping[str, int | float | bool]
     num_warps: int
     num_stages: int
+    target: GpuTarget
 
     def __call__(
         self,
@@ -79,6 +82,7 @@ def _launch(
         grid=(call.grid,),
         num_warps=call.num_warps,
         num_stages=call.num_stages,
+        compute_capability=call.target.sm,
         backend_options={"ptx_version": PTX_VERSION},
         **call.constants,
     )

@@ -13,8 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from sarathi_jax import __version__
-from sarathi_jax.cli.gpu_support import has_driver, has_plugin
 from sarathi_jax.cli.options import Parser
+from sarathi_jax.gpu_defaults import has_driver, has_plugin
 
 EXAMPLES = """  sarathi-jax doctor
   sarathi-jax doctor --json"""

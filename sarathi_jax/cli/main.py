@@ -10,9 +10,9 @@ from importlib import import_module
 from typing import Protocol, cast
 
 from sarathi_jax import __version__
-from sarathi_jax.cli.gpu_support import prefer_cpu_without_gpu
 from sarathi_jax.cli.options import Parser, UsageError, did_you_mean
 from sarathi_jax.errors import EngineError, SarathiError
+from sarathi_jax.gpu_defaults import apply_defaults
 
 # A command's module is its words with "_" between them.
 COMMANDS = {
@@ -20,9 +20,11 @@ COMMANDS = {
     "chat": "talk with a model in the terminal",
     "bench latency": "time a small batch of equal requests, repeatedly",
     "bench throughput": "run many requests, from given lengths or from a trace",
+    "kernels report": "what the compilers make of each GPU kernel, for GPUs that need not be here",
+    "kernels step": "compile a model's whole step for GPUs that need not be here",
     "doctor": "report versions, devices and what stands in the way here",
 }
-WITHOUT_MODEL = ("doctor",)
+WITHOUT_MODEL = ("kernels report", "kernels step", "doctor")
 
 
 class Command(Protocol):
@@ -91,7 +93,7 @@ def run_command(name: str, words: Sequence[str]) -> int:
         args = parser.parse(words)
     except SystemExit as printed_help:
         return int(printed_help.code or 0)
-    prefer_cpu_without_gpu()
+    apply_defaults()
     return command.run(args)
 
 

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
+from sarathi_jax import gpu_defaults
 from sarathi_jax.errors import ConfigError
 from sarathi_jax.execution.buckets import Bucket
 from sarathi_jax.execution.compile_ledger import CompileLedger, watch_cache
@@ -67,38 +68,47 @@ class ProgramBuilder:
             steps = dict(zip(order, pool.map(compile_step, order), strict=True))
             return Programs(steps, helpers[0].result(), helpers[1].result())
 
-    def compile_step(self, bucket: Bucket) -> Compiled:
-        """Compile one bucket's step."""
-        state = self._state()
+    def compile_step(self, bucket: Bucket, compiler_options: Mapping[str, Any] | None = None) -> Compiled:
+        """Compile one bucket's step. compiler_options: XLA's, for this program alone."""
+        state = self.abstract_state()
         step = make_step(self.model_state, bucket, self.geometry, self.mesh, self.kernels)
         packed = self._replicated(packed_size(bucket, self.geometry.blocks_per_row))
         jitted = jax.jit(step, donate_argnums=1, out_shardings=(_shardings(state), packed.sharding))
         arguments = tuple(self.model_state.parameters.values()), state, packed
-        return self._compile(bucket.name, (bucket.num_tokens, bucket.num_rows), jitted, arguments)
+        return self._compile(bucket.name, (bucket.num_tokens, bucket.num_rows), jitted, arguments, compiler_options)
+
+    def abstract_state(self) -> DeviceState:
+        """Shapes and shardings of the state that steps take and give back."""
+        return abstract_state(self.model_state.config, self.geometry, self.kv_dtype, self.mesh)
 
     def _compile_make_state(self) -> Compiled:
-        state = self._state()
+        state = self.abstract_state()
         return self._compile(
             "make state", (0, 0), jax.jit(lambda: make_state(state), out_shardings=_shardings(state)), ()
         )
 
     def _compile_set_slot(self) -> Compiled:
-        slots = self._state().slots
+        slots = self.abstract_state().slots
         jitted = jax.jit(set_slot, donate_argnums=0, out_shardings=_shardings(slots))
         return self._compile("set slot", (0, 0), jitted, (slots, self._replicated(slot_size(self.geometry))))
 
-    def _compile(self, name: str, shape: tuple[int, int], jitted: Any, arguments: tuple[Any, ...]) -> Compiled:
+    def _compile(
+        self,
+        name: str,
+        shape: tuple[int, int],
+        jitted: Any,
+        arguments: tuple[Any, ...],
+        compiler_options: Mapping[str, Any] | None = None,
+    ) -> Compiled:
         started = time.perf_counter()
+        options = {**gpu_defaults.compiler_options(self.mesh.devices.flat[0].platform), **(compiler_options or {})}
         with watch_cache() as is_cache_hit:
-            compiled = jitted.lower(*arguments).compile()
+            compiled = jitted.lower(*arguments).compile(options)
         memory = compiled.memory_analysis()
         temp_bytes = memory.temp_size_in_bytes if memory else 0
         seconds = time.perf_counter() - started
         self.ledger.record(name, shape, seconds, temp_bytes, is_cache_hit=is_cache_hit[0])
         return compiled
-
-    def _state(self) -> DeviceState:
-        return abstract_state(self.model_state.config, self.geometry, self.kv_dtype, self.mesh)
 
     def _replicated(self, size: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((size,), jnp.int32, sharding=NamedSharding(self.mesh, PartitionSpec()))

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from sarathi_jax.execution.logit_controls import Penalties
-from sarathi_jax.execution.sampling_filters import SamplingControls, kept_weights, smallest_kept
+from sarathi_jax.execution.sampling_filters import FilterThresholds, SamplingControls, smallest_kept
 from sarathi_jax.execution.sampling_row import SamplingColumn
+from sarathi_jax.kernels.filter_thresholds_xla import filter_thresholds as xla_filter_thresholds
+from sarathi_jax.kernels.filter_thresholds_xla import kept_weights
 from sarathi_jax.sampling_params import GREEDY_TEMPERATURE
 
 _BLOCK = 128
@@ -30,11 +32,16 @@ def greedy(logits: jax.Array) -> Sampled:
     return _greedy(logits, _row_max(logits))
 
 
-def sample(logits: jax.Array, controls: SamplingControls) -> Sampled:
-    """One draw per row of f32[R, V]; rows whose temperature is below GREEDY_TEMPERATURE are greedy."""
+def sample(
+    logits: jax.Array, controls: SamplingControls, filter_thresholds: FilterThresholds = xla_filter_thresholds
+) -> Sampled:
+    """One draw per row of f32[R, V]; rows whose temperature is below GREEDY_TEMPERATURE are greedy.
+
+    filter_thresholds: what finds the thresholds of top-k and top-p.
+    """
     max_logits = _row_max(logits)
     most_likely = _greedy(logits, max_logits)
-    drawn = _draw(logits, jnp.where(most_likely.is_finite, max_logits, 0.0), controls)
+    drawn = _draw(logits, jnp.where(most_likely.is_finite, max_logits, 0.0), controls, filter_thresholds)
     is_drawn = most_likely.is_finite & (controls.temperature >= GREEDY_TEMPERATURE)
     return Sampled(jnp.where(is_drawn, drawn, most_likely.token_ids), most_likely.is_finite)
 
@@ -94,11 +101,14 @@ def _uniforms(controls: SamplingControls) -> jax.Array:
     return jax.vmap(row_uniforms)(controls.seed, controls.position)
 
 
-def _draw(logits: jax.Array, max_logits: jax.Array, controls: SamplingControls) -> jax.Array:
+def _draw(
+    logits: jax.Array, max_logits: jax.Array, controls: SamplingControls, filter_thresholds: FilterThresholds
+) -> jax.Array:
     """i32[R]: a column of f32[R, V] with the probability that its logit has after temperature and filters."""
     num_rows, vocab_size = logits.shape
     num_blocks = -(-vocab_size // _BLOCK)
-    thresholds, uniforms = smallest_kept(logits, max_logits, controls), _uniforms(controls)
+    thresholds = smallest_kept(logits, max_logits, controls, filter_thresholds)
+    uniforms = _uniforms(controls)
 
     def weights_of(logits: jax.Array) -> jax.Array:
         return kept_weights(logits, max_logits, controls.temperature, thresholds)

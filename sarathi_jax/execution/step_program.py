@@ -10,13 +10,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from sarathi_jax.execution import logit_controls
 from sarathi_jax.execution.buckets import Bucket, Variant
 from sarathi_jax.execution.device_state import DeviceState, SlotState
 from sarathi_jax.execution.packing import Geometry, packed_fields
 from sarathi_jax.execution.sampling import Sampled, greedy, sample, unpack_sampling_rows
+from sarathi_jax.execution.sampling_filters import FilterThresholds
 from sarathi_jax.execution.step_output import LOGPROB_WORDS
 from sarathi_jax.execution.token_logprobs import top_logprobs
 from sarathi_jax.kernels.layer_kv import LayerKV
@@ -30,11 +31,17 @@ Inputs = Mapping[str, jax.Array]
 
 
 def unpack(packed: jax.Array, bucket: Bucket, blocks_per_row: int) -> Inputs:
-    """The fields of a packed array, by name."""
-    return {
-        name: packed[field.offset : field.offset + field.size].reshape(field.shape)
-        for name, field in packed_fields(bucket, blocks_per_row).items()
-    }
+    """The fields of a packed array, by name, each an array of its own.
+
+    Without the barrier XLA would let kernels read slices of the argument, whose address changes from step to step: each of those calls would be captured
+    anew for the CUDA graph, or be left out of it.
+    """
+    return jax.lax.optimization_barrier(
+        {
+            name: packed[field.offset : field.offset + field.size].reshape(field.shape)
+            for name, field in packed_fields(bucket, blocks_per_row).items()
+        }
+    )
 
 
 def make_step(
@@ -50,6 +57,9 @@ def make_step(
       followed by LOGPROB_WORDS for each row, and for each of T asked-for prompt tokens, floats as their bits.
     """
 
+    cut_over_vocab = NamedSharding(mesh, PartitionSpec(None, model_state.vocab_axis))
+    whole = NamedSharding(mesh, PartitionSpec())
+
     def step(params: tuple[jax.Array, ...], state: DeviceState, packed: jax.Array) -> tuple[DeviceState, jax.Array]:
         model = model_state.merge(params)
         inputs = unpack(packed, bucket, geometry.blocks_per_row)
@@ -60,7 +70,12 @@ def make_step(
         )
         last_rows = jnp.maximum(inputs["cu_q_lens"][1:] - 1, 0)
         logits = model.logits(hidden.at[last_rows].get(mode="clip"))  # [S, V]
-        slots, out = _sample(model, logits, hidden, inputs, state.slots, bucket.variant)
+        # Said outright, since the partitioner would rather gather the head's weight: logits are cut as it is, and drawing gathers them, once.
+        logits = jax.lax.with_sharding_constraint(logits, cut_over_vocab)
+        if bucket.variant >= Variant.SAMPLE:
+            logits = jax.lax.with_sharding_constraint(logits, whole)
+        find = on_every_device(kernels.filter_thresholds, mesh)
+        slots, out = _sample(model, logits, hidden, inputs, state.slots, bucket.variant, find)
         return DeviceState(tuple(layers), slots), out
 
     return step
@@ -116,8 +131,21 @@ def _paged_attend(
     return attend
 
 
+def on_every_device(kernel: Callable[..., jax.Array], mesh: jax.sharding.Mesh) -> Callable[..., jax.Array]:
+    """A kernel that each device runs on the whole arrays, all alike."""
+    if mesh.size == 1:
+        return kernel
+    return jax.shard_map(kernel, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(), check_vma=False)
+
+
 def _sample(
-    model: CausalLM, logits: jax.Array, hidden: jax.Array, inputs: Inputs, slots: SlotState, variant: Variant
+    model: CausalLM,
+    logits: jax.Array,
+    hidden: jax.Array,
+    inputs: Inputs,
+    slots: SlotState,
+    variant: Variant,
+    filter_thresholds: FilterThresholds,
 ) -> tuple[SlotState, jax.Array]:
     """Draw a token a row, remember it in the row's slot, and lay out what goes back to the host."""
     sampled, raw_logits = greedy(logits) if variant is Variant.GREEDY else None, logits
@@ -127,7 +155,7 @@ def _sample(
         controls, penalties = unpack_sampling_rows(inputs["sampling"], inputs["kv_lens"])
         if variant >= Variant.FULL:
             logits = logit_controls.apply(logits, _logit_controls(inputs, slots, penalties, logits.shape[1]))
-        sampled = sample(logits, controls)
+        sampled = sample(logits, controls, filter_thresholds)
     words = [sampled.token_ids, sampled.is_finite.astype(jnp.int32)]
     if variant >= Variant.FULL:
         words += [_logprob_words(raw_logits, sampled.token_ids).reshape(-1)]  # [S * W]
@@ -198,4 +226,6 @@ def _prompt_logprob_words(model: CausalLM, hidden: jax.Array, inputs: Inputs, ro
 
     words = jnp.zeros((num_rounds * rows_each, LOGPROB_WORDS), jnp.int32)
     needed = -(-inputs["num_prompt_rows"][0] // rows_each)
+    if num_rounds == 1:  # a conditional can be part of a CUDA graph, a loop can not
+        return jax.lax.cond(needed > 0, lambda: one_round(jnp.int32(0), words), lambda: words)[:num_tokens]
     return jax.lax.fori_loop(0, needed, one_round, words)[:num_tokens]

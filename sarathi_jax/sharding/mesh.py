@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from sarathi_jax.errors import ConfigError
+from sarathi_jax.gpu_defaults import apply_defaults
 
 
 def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
@@ -15,7 +16,9 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) ->
 
     Raises: ConfigError if there are fewer devices than the mesh needs.
     """
-    devices = jax.devices() if devices is None else devices
+    if devices is None:
+        apply_defaults()
+        devices = jax.devices()
     sizes = {"tensor": 1, **shape}
     num_devices = math.prod(sizes.values())
     if num_devices > len(devices):

@@ -34,6 +34,13 @@ class ModelState:
     def num_parameters(self) -> int:
         return sum(_size(spec.shape) for spec in self.parameters.values())
 
+    @property
+    def vocab_axis(self) -> str | None:
+        """The mesh axis that logits are cut over, as the embedding is; None: they are whole everywhere."""
+        embedding = self.parameters.get("embedding.embedding")
+        spec = embedding.sharding.spec if embedding is not None and embedding.sharding is not None else (None,)
+        return spec[0]
+
     def flat(self, params: Mapping[str, jax.Array]) -> tuple[jax.Array, ...]:
         """Arrays by path, as the flat tuple that `merge` takes."""
         return tuple(params[path] for path in self.parameters)

@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sarathi_jax.execution.sampling_filters import SamplingControls, kept_weights, smallest_kept
+from sarathi_jax.execution.sampling_filters import SamplingControls, smallest_kept
+from sarathi_jax.kernels.filter_thresholds_xla import filter_thresholds, kept_weights
 
 
 @jax.jit
 def filtered_weights(logits: jax.Array, max_logits: jax.Array, controls: SamplingControls) -> jax.Array:
-    thresholds = smallest_kept(logits, max_logits, controls)
+    thresholds = smallest_kept(logits, max_logits, controls, filter_thresholds)
     return kept_weights(logits, max_logits, controls.temperature, thresholds)
 
 

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sarathi_jax.kernels import ragged_attention_xla, reference, registry, rope_write_xla, triton_launch
+from sarathi_jax.kernels.gpu import INTERPRETER
 from sarathi_jax.kernels.layer_kv import LayerKV
 
 NUM_SLOTS, NUM_TOKENS = 64, 12
@@ -133,7 +134,7 @@ def test_slots_past_two_billion_numbers_are_reached() -> None:
         np.array([num_slots - 1], np.int32),
     )
     cos, sin = np.ones((1, head_dim // 2), np.float32), np.zeros((1, head_dim // 2), np.float32)
-    launch = plan_launch(1, 1, 1, head_dim, num_slots, is_quantized=True)
+    launch = plan_launch(1, 1, 1, head_dim, num_slots, INTERPRETER, is_quantized=True)
     q = jax.ShapeDtypeStruct((1, 1, head_dim), jnp.float32)
     triton_launch.run_interpreted(launch, [*pages, *scales, qkv, cos, sin, slots], [q])
     assert [int(each[-1, 0, -1]) for each in pages] == [127, 127]

@@ -1,0 +1,99 @@
+"""What jax, XLA, NCCL and Triton are told before they start, on a machine with an NVIDIA GPU: all of it here, each with its reason.
+
+Whatever the user has set stays as it is. Known without importing jax, which reads its environment when it makes its first device.
+"""
+
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+DRIVER_DEVICES = ("/dev/nvidiactl", "/dev/dxg")  # Linux, and Linux under Windows
+PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
+
+
+class Default(NamedTuple):
+    """One setting. name: of an environment variable, of a flag in XLA_FLAGS, or of an option of each compile."""
+
+    name: str
+    value: str
+    reason: str
+
+
+ENVIRONMENT = (
+    Default(
+        "XLA_PYTHON_CLIENT_MEM_FRACTION",
+        "0.95",
+        "jax takes 75 % of the memory by default, and what it does not take no KV page can use; the rest is for CUDA graphs, NCCL and cuBLAS",
+    ),
+    Default(
+        "TRITON_DEFAULT_FP_FUSION",
+        "1",
+        "products fused with sums, as the kernels were measured; from triton 3.10 on it is off unless asked for",
+    ),
+    Default(
+        "TF_CPP_MIN_LOG_LEVEL",
+        "1",
+        "XLA's informational lines hide the engine's own",
+    ),
+)
+# CUDA graphs stay as XLA has them: with collectives inside graphs (+COLLECTIVES) training runs have hung, so the graph is cut at each all-reduce.
+# Autotuning stays at its default level; its choices are kept on disk beside the compiled programs, in the folder that `use_compile_cache` sets.
+XLA_FLAGS = (
+    Default(
+        "--xla_gpu_nccl_termination_timeout_seconds",
+        "120",
+        "without it a lost rank leaves the others waiting for ever; a step takes a second at most, the first meeting of all ranks some tens",
+    ),
+)
+
+
+COMPILER_OPTIONS = (
+    Default(
+        "xla_disable_hlo_passes",
+        "rematerialization",
+        "XLA counts on 80 % of the memory, finds KV pages to fill it, and computes values twice to save what is not short: logits were gathered 5 times",
+    ),
+)
+
+
+def has_driver() -> bool:
+    """Whether this machine has an NVIDIA driver."""
+    return any(Path(device).exists() for device in DRIVER_DEVICES)
+
+
+def has_plugin() -> bool:
+    """Whether jax has its CUDA plugin."""
+    return any(find_spec(name) for name in PLUGINS)
+
+
+def compiler_options(platform: str) -> dict[str, str]:
+    """What XLA is told with each program for a platform, as jax names it."""
+    return {each.name: each.value for each in COMPILER_OPTIONS} if platform in ("gpu", "cuda") else {}
+
+
+def apply_defaults() -> None:
+    """Set what is not set yet. Does nothing to a jax that has made its devices already."""
+    if not has_plugin():
+        return
+    if not has_driver():
+        # jax logs a long traceback before it falls back to the CPU: say so beforehand.
+        use_cpu()
+        return
+    for each in ENVIRONMENT:
+        os.environ.setdefault(each.name, each.value)
+    flags = os.environ.get("XLA_FLAGS", "")
+    missing = [f"{each.name}={each.value}" for each in XLA_FLAGS if each.name not in flags]
+    os.environ["XLA_FLAGS"] = " ".join([flags, *missing]).strip()
+
+
+def use_cpu() -> None:
+    """Keep jax away from GPUs, unless the user has said where it is to run."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+    if "jax" in sys.modules:  # it has read the environment already, but may not have made its devices
+        import jax
+
+        if not jax.config.jax_platforms:  # pyright: ignore[reportAttributeAccessIssue]
+            jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])

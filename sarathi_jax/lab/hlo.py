@@ -1,0 +1,48 @@
+"""What stands in a compiled program's optimized HLO: collectives, copies of arrays of a given shape, calls of kernels. Text in, numbers out."""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+_COLLECTIVE = re.compile(
+    r"= (\(?[a-z]+\d+\[[^=]*?) (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)\b"
+)
+_INSTRUCTION = re.compile(
+    r"= ([a-z]+\d+)\[([\d,]*)\]\S* (?:copy|copy-start|concatenate|dynamic-update-slice|transpose)\("
+)
+_KERNEL = re.compile(r'custom_call_target="(triton_kernel_call[^"]*)"')
+_LAYOUT = re.compile(r"\{[^{}]*\}")
+
+
+class Collective(NamedTuple):
+    """shape: of what goes over the wires on each device, as in "f32[64,16]"."""
+
+    kind: str
+    shape: str
+
+
+def collectives(text: str) -> list[Collective]:
+    """Each one in the program, in the order of the text."""
+    return [Collective(kind, _LAYOUT.sub("", shape)) for shape, kind in _COLLECTIVE.findall(text)]
+
+
+def count_copies(text: str, shapes: Collection[Sequence[int]]) -> int:
+    """Instructions that make a new array as large as one of these, whatever its axes are folded into: copies, and what copies by another name."""
+    sizes = {_size(shape) for shape in shapes}
+    found = (
+        _size([int(number) for number in numbers.split(",") if number]) for _, numbers in _INSTRUCTION.findall(text)
+    )
+    return sum(size in sizes for size in found)
+
+
+def kernel_calls(text: str) -> Counter[str]:
+    """Calls of Triton kernels, by the name of their target."""
+    return Counter(_KERNEL.findall(text))
+
+
+def _size(shape: Sequence[int]) -> int:
+    size = 1
+    for dimension in shape:
+        size *= dimension
+    return size

@@ -1,0 +1,120 @@
+"""A model's whole step compiled for GPUs that need not be there, and what that tells: memory, copies, collectives, and what goes into a CUDA graph."""
+
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sarathi_jax.errors import ConfigError
+from sarathi_jax.execution.buckets import Bucket
+from sarathi_jax.execution.compile_ledger import CompileLedger
+from sarathi_jax.execution.device_state import kv_bytes_per_page
+from sarathi_jax.execution.packing import Geometry
+from sarathi_jax.execution.programs import ProgramBuilder
+from sarathi_jax.kernels import registry
+from sarathi_jax.lab.hlo import collectives, count_copies, kernel_calls
+from sarathi_jax.models import ModelConfig
+from sarathi_jax.sharding.model_state import abstract_model
+from sarathi_jax.sharding.rules import MEGATRON
+
+KV_SHARE = 0.9  # of the memory that weights leave
+_TOP_LEVEL_THUNK = re.compile(r"^\d+: (k\w+)", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """One step program, per device. Bytes, and counts of instructions.
+
+    state_bytes: of what is donated; alias_bytes: of what of it is updated in place. num_page_copies, num_weight_copies: new arrays as large as a layer's KV pages, or as a
+    weight of the model. collectives: kind -> count. num_graphs: CUDA graphs that the step is cut into; outside_graphs: kind of operation -> how many run outside of them.
+    """
+
+    bucket: str
+    num_kv_tokens: int
+    weight_bytes: int
+    state_bytes: int
+    alias_bytes: int
+    temp_bytes: int
+    logits_bytes: int
+    num_page_copies: int
+    num_weight_copies: int
+    num_kernel_calls: int
+    num_host_arrays: int
+    collectives: dict[str, int]
+    num_graphs: int
+    outside_graphs: dict[str, int]
+
+
+def report_step(
+    config: ModelConfig,
+    mesh: jax.sharding.Mesh,
+    memory_bytes: int,
+    bucket: Bucket,
+    *,
+    page_size: int,
+    dtype: str,
+    kv_dtype: str,
+) -> StepReport:
+    """Compile one bucket's step and read it.
+
+    Args:
+      mesh: of described GPUs.
+      memory_bytes: of one of them, which the KV pages nearly fill: what is compiled is what would run.
+    Raises: ConfigError if the weights don't leave room for one request of the greatest length.
+    """
+    state = abstract_model(config, jnp.dtype(dtype), mesh, MEGATRON)
+    page_bytes = kv_bytes_per_page(config, page_size, kv_dtype, mesh.shape["tensor"])
+    num_pages = int((memory_bytes - state.num_bytes) * KV_SHARE) // page_bytes
+    blocks_per_row = math.ceil(config.max_position_embeddings / page_size)
+    if num_pages < blocks_per_row:
+        raise ConfigError(
+            f"Weights of {state.num_bytes / 2**30:.1f} GiB a device must leave room for {blocks_per_row} KV pages, got"
+            f" {memory_bytes / 2**30:.1f} GiB: choose a larger mesh."
+        )
+    geometry = Geometry(
+        num_pages, page_size, blocks_per_row, bucket.num_rows, config.max_position_embeddings, config.vocab_size
+    )
+    use = registry.use_on(mesh.devices.flat[0], kv_dtype, config.head_dim)
+    builder = ProgramBuilder(state, geometry, mesh, registry.choose_kernels(use), jnp.dtype(kv_dtype), CompileLedger())
+    with TemporaryDirectory() as dump:
+        compiled: Any = builder.compile_step(bucket, {"xla_dump_to": dump})
+        thunks = read_thunks(Path(dump))
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    donated = jax.tree.leaves(builder.abstract_state())
+    pages, weights = builder.abstract_state().layers[0].arrays, state.parameters.values()
+    return StepReport(
+        bucket=bucket.name,
+        num_kv_tokens=geometry.num_slots,
+        weight_bytes=state.num_bytes,
+        state_bytes=sum(math.prod(_shard_shape(each)) * each.dtype.itemsize for each in donated),
+        alias_bytes=memory.alias_size_in_bytes,
+        temp_bytes=memory.temp_size_in_bytes,
+        logits_bytes=bucket.num_rows * config.vocab_size * 4,
+        num_page_copies=count_copies(text, _shard_shapes(pages)),
+        num_weight_copies=count_copies(text, _shard_shapes(weights) - {(config.hidden_size,)}),
+        num_kernel_calls=kernel_calls(text)["triton_kernel_call_ffi"],
+        num_host_arrays=len(jax.tree.leaves(compiled.in_avals)) - len(state.parameters) - len(donated),
+        collectives=dict(Counter(each.kind for each in collectives(text))),
+        num_graphs=thunks["kCommandBuffer"],
+        outside_graphs={kind: count for kind, count in thunks.items() if kind != "kCommandBuffer"},
+    )
+
+
+def read_thunks(dump: Path) -> Counter[str]:
+    """What the step's sequence consists of, at its top: kind -> count, from the compiler's dump."""
+    (path,) = dump.glob("*jit_step*.thunk_sequence_after_thunk_passes.txt")
+    return Counter(_TOP_LEVEL_THUNK.findall(path.read_text(encoding="utf-8")))
+
+
+def _shard_shapes(arrays: Any) -> set[tuple[int, ...]]:
+    return {_shard_shape(array) for array in arrays}
+
+
+def _shard_shape(array: Any) -> tuple[int, ...]:
+    return tuple(array.sharding.shard_shape(array.shape))

@@ -1,0 +1,61 @@
+"""The GPU's search for top-k and top-p thresholds, in Triton's interpreter: by hand, and against the plain one, which `test_sampling_filters` judges by sorting."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sarathi_jax.kernels import filter_thresholds_xla, registry, triton_launch
+
+if reason := triton_launch.interpreter_obstacle():
+    pytest.skip(reason, allow_module_level=True)
+
+USE = registry.use_on(jax.devices()[0], np.float32, 64)
+INTERPRETED = registry.choose("filter_thresholds", USE, implementation="triton-interpreter")
+PLAIN = jax.jit(filter_thresholds_xla.filter_thresholds)
+
+
+def thresholds(find: Any, logits: Any, top_k: Any, top_p: Any, temperature: Any = 1.0) -> np.ndarray:
+    """f32[R]; options are of all rows, or one a row."""
+    logits = np.atleast_2d(np.asarray(logits, np.float32))
+    columns = [np.broadcast_to(np.asarray(each), len(logits)) for each in (temperature, top_k, top_p)]
+    dtypes = (np.float32, np.int32, np.float32)
+    options = [jnp.asarray(column.astype(dtype)) for column, dtype in zip(columns, dtypes, strict=True)]
+    return np.asarray(find(jnp.asarray(logits), jnp.asarray(logits.max(1)), *options))
+
+
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "temperature", "expected"),
+    [
+        (0, 1.0, 1.0, -np.inf),  # neither
+        (1, 1.0, 1.0, 0.5),
+        (3, 1.0, 1.0, 0.125),  # the fourth is its tie
+        (0, 0.7, 1.0, 0.25),
+        (0, 0.01, 1.0, 0.5),
+        (2, 0.66, 1.0, 0.5),  # of what is left, 2/3 and 1/3
+        (0, 0.75, 0.5, 0.25),  # 16, 4, 1, 1 of 22
+        (4, 1.0, 1.0, 0.125),  # all there are
+    ],
+)
+def test_small_examples_by_hand(top_k: int, top_p: float, temperature: float, expected: float) -> None:
+    got = thresholds(INTERPRETED, np.log([0.125, 0.5, 0.125, 0.25]), top_k, top_p, temperature)
+    assert np.exp(got).tolist() == pytest.approx([0.0 if expected == -np.inf else expected])
+
+
+@settings(max_examples=15)
+@given(seed=st.integers(0, 999), vocab_size=st.sampled_from([5, 300, 17_000]), is_tied=st.booleans())
+def test_the_plain_search_finds_the_same(seed: int, vocab_size: int, is_tied: bool) -> None:
+    """17,000 logits are two blocks. Sums of float32 in another order may part tokens of almost equal mass otherwise: never those further apart."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(5, vocab_size)).astype(np.float32) * 3
+    logits = np.round(logits, 1) if is_tied else logits
+    logits[0, ::2] = -np.inf  # masked
+    top_k, top_p = np.array([7, 40, 0, 3, 0]), np.array([1.0, 0.9, 0.5, 1.0, 1.0])
+    got, expected = (thresholds(find, logits, top_k, top_p, 1.3) for find in (INTERPRETED, PLAIN))
+    is_exact = top_p == 1
+    np.testing.assert_array_equal(got[is_exact], expected[is_exact])
+    np.testing.assert_allclose(got, expected, rtol=0, atol=2e-3 if vocab_size > 300 else 1e-5)

@@ -1,0 +1,98 @@
+"""The whole step of mistral-7b, compiled for A100s that are not here: what moves between them, what is copied, what a CUDA graph holds.
+
+In a process of its own: here, Triton is the interpreter. Broken by hand, once each, and caught: weights of the head gathered instead of logits, the state not
+donated, pages written by a scatter of one row, kernels outside of `shard_map`, a conditional around the filters, and kernels that read the packed array.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sarathi_jax.lab.described_gpus import DESCRIBED_GPUS
+
+ROOT = Path(__file__).parent.parent.parent
+NUM_LAYERS, NUM_ROWS, VOCAB_SIZE = 32, 64, 32000
+MESHES = (1, 2, 4, 8)
+
+needs_aot = pytest.mark.skipif(
+    not (find_spec("jax_cuda12_plugin") and find_spec("jax_triton")),
+    reason="compiling for a GPU needs the aot extra: pip install 'sarathi-jax[aot]'",
+)
+pytestmark = needs_aot
+
+
+def report(*arguments: str) -> list[dict[str, Any]]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # it is for what runs here
+    command = [sys.executable, "-m", "sarathi_jax.cli.main", "kernels", "step", "--json", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)["steps"]
+
+
+@pytest.fixture(scope="module")
+def steps() -> dict[tuple[int, str], dict[str, Any]]:
+    """(GPUs, "decode" or "mixed") -> report."""
+    meshes = [word for size in MESHES for word in ("--mesh", f"tensor={size}")]
+    return {(each["mesh"]["tensor"], each["bucket"].split()[0]): each for each in report(*meshes)}
+
+
+@pytest.fixture(params=[(size, step) for size in MESHES for step in ("decode", "mixed")], ids=str)
+def step(request: pytest.FixtureRequest, steps: dict[tuple[int, str], dict[str, Any]]) -> dict[str, Any]:
+    return steps[request.param]
+
+
+def test_state_stays_in_place_and_nothing_large_is_copied(step: dict[str, Any]) -> None:
+    assert step["alias_bytes"] == step["state_bytes"]
+    assert (step["num_page_copies"], step["num_weight_copies"]) == (0, 0)
+
+
+def test_temporary_memory_is_small(step: dict[str, Any]) -> None:
+    assert step["logits_bytes"] == NUM_ROWS * VOCAB_SIZE * 4
+    assert step["temp_bytes"] <= DESCRIBED_GPUS["a100-80g"].memory // 100 + step["logits_bytes"]
+
+
+def test_collectives_are_those_counted_by_hand(step: dict[str, Any]) -> None:
+    """Two all-reduces a layer, one of the embedding, and of the head's argmax the largest logit of each row and its id."""
+    expected = {} if step["mesh"]["tensor"] == 1 else {"all-reduce": 2 * NUM_LAYERS + 1 + 2}
+    assert step["collectives"] == expected
+
+
+def test_kernels_are_called_and_the_host_sends_one_array(step: dict[str, Any]) -> None:
+    """Rotation and write, attention, and the merge of what it cut."""
+    assert step["num_kernel_calls"] == 3 * NUM_LAYERS
+    assert step["num_host_arrays"] == 1
+
+
+def test_one_gpu_runs_a_step_as_one_graph(steps: dict[tuple[int, str], dict[str, Any]]) -> None:
+    for name in ("decode", "mixed"):
+        assert (steps[1, name]["num_graphs"], steps[1, name]["outside_graphs"]) == (1, {})
+
+
+def test_of_several_gpus_all_reduces_cut_the_graph_and_nothing_waits_for_the_host(step: dict[str, Any]) -> None:
+    assert not step["outside_graphs"].keys() & {"kWhile", "kConditional"}
+    assert step["outside_graphs"].get("kAllReduce", 0) == step["collectives"].get("all-reduce", 0)
+
+
+def test_drawing_is_part_of_the_graph_and_gathers_logits_once() -> None:
+    one, mixed, two, _ = report("--variant", "sample", "--mesh", "tensor=1", "--mesh", "tensor=2")
+    for step in (one, mixed):
+        assert (step["num_graphs"], step["outside_graphs"]) == (1, {})
+        assert step["num_kernel_calls"] == 3 * NUM_LAYERS + 1
+    assert two["collectives"] == {"all-reduce": 2 * NUM_LAYERS + 1, "all-gather": 1}
+    assert two["num_weight_copies"] == 0
+
+
+def test_int8_pages_stay_in_place_too() -> None:
+    """Nine tenths of what weights leave, in tokens of 32 layers' keys and values of 8 heads, each of 128 bytes and a scale of 4."""
+    step, _ = report("--kv-dtype", "int8", "--num-rows", "8")
+    assert step["alias_bytes"] == step["state_bytes"]
+    assert step["num_page_copies"] == 0
+    left = (DESCRIBED_GPUS["a100-80g"].memory - step["weight_bytes"]) * 0.9
+    assert step["num_kv_tokens"] == pytest.approx(left / (32 * 2 * 8 * (128 + 4)), rel=1e-3)
