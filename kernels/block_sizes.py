@@ -6,10 +6,12 @@
 import json
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.typing import DTypeLike
 
 TABLE = Path(__file__).with_name("block_sizes.json")
-Kind = Literal["decode", "mixed"]  # decode: decode-only buckets; mixed: chunks too
 
 MIN_DOT = 16  # rows and columns of the smallest product of tiles
 
@@ -30,24 +32,22 @@ def read_table() -> tuple[dict[str, Any], ...]:
     return tuple(json.loads(TABLE.read_text(encoding="utf-8"))["sizes"])
 
 
-def choose_sizes(sm: int, head_dim: int, group: int, kind: Kind, kv_bytes: int) -> BlockSizes:
+def kind_of(kv_dtype: DTypeLike, *, is_decode_only: bool) -> str:
+    """A bucket's kind: decodes alone or mixed, and the numbers of its KV, where those are not of 16 bits."""
+    suffix = {1: "-int8", 2: "", 4: "-fp32"}[np.dtype(kv_dtype).itemsize]
+    return f"{'decode' if is_decode_only else 'mixed'}{suffix}"
+
+
+def choose_sizes(sm: int, head_dim: int, group: int, kind: str) -> BlockSizes:
     """The sizes of a use, or of the nearest one that the table has.
 
-    That is the newest architecture that is not newer, and the next larger head; rows of the group itself before rows for any. Numbers of 4 bytes
-    take half the tiles, since twice the bytes have to fit into shared memory.
+    That is the newest architecture that is not newer, and the next larger head; a row of the group itself before one for any.
     """
-    sms = sorted({row["sm"] for row in read_table()})
-    nearest_sm = max((each for each in sms if each <= sm), default=sms[0])
-    rows = [row for row in read_table() if row["sm"] == nearest_sm and row["kind"] == kind]
-    heads = sorted({row["head_dim"] for row in rows})
-    nearest_head = min((each for each in heads if each >= head_dim), default=heads[-1])
-    fitting = [row for row in rows if row["head_dim"] == nearest_head and row.get("group", group) == group]
+    rows = [row for row in read_table() if row["kind"] == kind and row.get("group", group) == group]
+    sms = {row["sm"] for row in rows}
+    nearest_sm = max((each for each in sms if each <= sm), default=min(sms))
+    heads = {row["head_dim"] for row in rows if row["sm"] == nearest_sm}
+    nearest_head = min((each for each in heads if each >= head_dim), default=max(heads))
+    fitting = [row for row in rows if (row["sm"], row["head_dim"]) == (nearest_sm, nearest_head)]
     chosen = max(fitting, key=lambda row: "group" in row)
-    sizes = BlockSizes(*(chosen[name] for name in BlockSizes._fields))
-    if kv_bytes < 4:
-        return sizes
-    return sizes._replace(
-        chunk_m=max(sizes.chunk_m // 2, MIN_DOT),
-        chunk_tile=max(sizes.chunk_tile // 2, MIN_DOT),
-        decode_tile=max(sizes.decode_tile // 2, MIN_DOT),
-    )
+    return BlockSizes(*(chosen[name] for name in BlockSizes._fields))

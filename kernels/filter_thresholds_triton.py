@@ -8,7 +8,7 @@ from sarathi_jax.kernels.filter_thresholds_kernel import filter_thresholds_kerne
 from sarathi_jax.kernels.gpu import GpuTarget
 from sarathi_jax.kernels.triton_launch import KernelCall
 
-MAX_BLOCK = 16384  # logits that a program looks at at a time: 16 a thread
+MAX_BLOCK = 8192  # logits that a program looks at at a time
 THREADS_A_WARP, LOGITS_A_THREAD = 32, 16
 
 

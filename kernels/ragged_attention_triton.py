@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from sarathi_jax.kernels import ragged_attention_kernel as device_code
-from sarathi_jax.kernels.block_sizes import MIN_DOT, BlockSizes, choose_sizes
+from sarathi_jax.kernels.block_sizes import MIN_DOT, BlockSizes, choose_sizes, kind_of
 from sarathi_jax.kernels.gpu import GpuTarget
 from sarathi_jax.kernels.layer_kv import LayerKV
 from sarathi_jax.kernels.triton_launch import KernelCall
@@ -87,8 +87,8 @@ def ragged_paged_attention(
         is_decode_only=is_decode_only,
     )
     if sizes is None:
-        kind = "decode" if is_decode_only else "mixed"
-        sizes = choose_sizes(target.sm, shape.head_dim, shape.group, kind, kv.k.dtype.itemsize)
+        kind = kind_of(kv.k.dtype, is_decode_only=is_decode_only)
+        sizes = choose_sizes(target.sm, shape.head_dim, shape.group, kind)
     launches = plan_launches(shape, sizes, target)
     scales = kv.arrays[-2:]  # or, where there are none, pointers that are never followed
     rows = kv_lens, cu_q_lens, num_decode_rows
