@@ -12,6 +12,7 @@ from multiprocessing import get_context
 from typing import Any, NamedTuple
 
 import triton
+import triton.knobs as knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -169,11 +170,11 @@ def table(reports: Sequence[KernelReport]) -> str:
 def _compile(source: ASTSource, sm: int, options: dict[str, Any]) -> tuple[Any, str]:
     """The kernel, and what the assembler said."""
     with (
-        triton.knobs.compilation.scope(),
-        triton.knobs.nvidia.scope(),
+        knobs.compilation.scope(),
+        knobs.nvidia.scope(),
         contextlib.redirect_stdout(io.StringIO()) as log,
     ):
-        triton.knobs.compilation.always_compile = triton.knobs.nvidia.dump_ptxas_log = True
+        knobs.compilation.always_compile = knobs.nvidia.dump_ptxas_log = True
         kernel = triton.compile(source, target=GPUTarget("cuda", sm, THREADS_A_WARP), options=options)
     return kernel, log.getvalue()
 

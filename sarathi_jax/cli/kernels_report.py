@@ -33,7 +33,8 @@ def run(args: argparse.Namespace) -> int:
 
     reports = compile_all()
     kernels = [json.dumps({**each._asdict(), "occupancy": each.occupancy}) for each in reports]
-    text = '{"triton": "%s", "kernels": [\n  %s\n]}\n' % (version("triton"), ",\n  ".join(kernels))  # one line a kernel
+    lines = ",\n  ".join(kernels)  # one line a kernel
+    text = f'{{"triton": "{version("triton")}", "kernels": [\n  {lines}\n]}}\n'
     if args.output:
         args.output.write_text(text, encoding="utf-8")
     print(" ".join(text.split()) if args.json else table(reports))
