@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from threading import Lock
 from typing import Any
 
 import jax
@@ -19,6 +20,10 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 # Newer triton writes PTX that an older CUDA's assembler refuses; this one is understood by CUDA 12.7 and later.
 PTX_VERSION = 86
+
+_one_at_a_time = (
+    Lock()
+)  # the interpreter knows of one program in the process, and each device of a mesh calls it from its own thread
 
 
 def is_interpreted() -> bool:
@@ -139,7 +144,8 @@ def run_interpreted(
 ) -> list[np.ndarray]:
     """Run a kernel on numpy arrays, which it may change. Returns: the outputs, NaN (or 77) where nothing was written."""
     made = [np.full(out.shape, np.nan if np.issubdtype(out.dtype, np.floating) else 77, out.dtype) for out in outputs]
-    call.kernel[(call.grid,)](*map(_NumpyTensor, [*arrays, *made]), **call.constants)
+    with _one_at_a_time:
+        call.kernel[(call.grid,)](*map(_NumpyTensor, [*arrays, *made]), **call.constants)
     return made
 
 

@@ -5,6 +5,8 @@ Whatever the user has set stays as it is. Known without importing jax, which rea
 
 import os
 import sys
+from contextlib import suppress
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -97,3 +99,19 @@ def use_cpu() -> None:
 
         if not jax.config.jax_platforms:  # pyright: ignore[reportAttributeAccessIssue]
             jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
+
+
+def import_jax_quietly() -> None:
+    """With the plugin and without a driver, each of jax's CUDA libraries says on standard error that it finds none, whatever log level is set."""
+    if not has_plugin() or has_driver() or "jax" in sys.modules:
+        return
+    sys.stderr.flush()
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        with suppress(RuntimeError):  # whoever needs the devices asks again, and hears why there are none
+            import_module("jax").devices()
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)

@@ -59,11 +59,13 @@ def examine() -> dict[str, Any]:
         "versions": versions,
         "environment": {name: value for name, value in os.environ.items() if name.startswith(("JAX_", "XLA_"))},
         "devices": [],
+        "kernels": {},
         "problems": find_problems(versions),
         "hints": find_hints(is_gpu_here=has_driver(), is_plugin_here=has_plugin()),
     }
     if versions["jax"]:
         add_devices(report)
+        add_kernels(report)
     return report
 
 
@@ -123,6 +125,19 @@ def add_devices(report: dict[str, Any]) -> None:
         )
 
 
+def add_kernels(report: dict[str, Any]) -> None:
+    """Which implementation runs here, and what stands in the way of the others, for a KV cache of bfloat16 with heads of 128."""
+    from sarathi_jax.kernels import registry
+
+    if not report["devices"]:
+        return
+    import jax
+
+    use = registry.use_on(jax.devices()[0], "bfloat16", 128)
+    for name, implementation in registry.OPERATIONS["ragged_paged_attention"].items():
+        report["kernels"][name] = implementation.obstacle(use) or "can run"
+
+
 def print_report(report: dict[str, Any]) -> None:
     print(f"sarathi-jax {report['sarathi_jax']}, Python {report['python']}, {report['platform']}")
     print(f"{report['num_cpus']} CPUs, {report['free_disk_bytes'] / 2**30:.1f} GiB free here")
@@ -131,6 +146,8 @@ def print_report(report: dict[str, Any]) -> None:
     for device in report["devices"]:
         memory = f", {device['memory_bytes'] / 2**30:.1f} GiB" if device["memory_bytes"] else ""
         print(f"device {device['id']}: {device['platform']} {device['kind']}{memory}")
+    for name, state in report["kernels"].items():
+        print(f"kernels {name}: {state}")
     for name, value in report["environment"].items():
         print(f"{name}={value}")
     print("".join(f"hint: {text}\n" for text in report["hints"]), end="")

@@ -12,7 +12,7 @@ from typing import Protocol, cast
 from sarathi_jax import __version__
 from sarathi_jax.cli.options import Parser, UsageError, did_you_mean
 from sarathi_jax.errors import EngineError, SarathiError
-from sarathi_jax.gpu_defaults import apply_defaults
+from sarathi_jax.gpu_defaults import apply_defaults, import_jax_quietly
 
 # A command's module is its words with "_" between them.
 COMMANDS = {
@@ -94,6 +94,7 @@ def run_command(name: str, words: Sequence[str]) -> int:
     except SystemExit as printed_help:
         return int(printed_help.code or 0)
     apply_defaults()
+    import_jax_quietly()
     return command.run(args)
 
 

@@ -86,10 +86,22 @@ def build_engine(
         programs = compile_engine(
             model_state, config, mesh, table, lambda: params.done() and params.result(), progress=progress
         )
-        executor = programs.executor(params.result())
+        executor = _make_executor(programs, params.result())
     programs.ledger.mark_ready()
     logger.info("%s", programs.plan.describe())
     return programs, executor
+
+
+def _make_executor(programs: EnginePrograms, params: Sequence[jax.Array]) -> JaxExecutor:
+    try:
+        return programs.executor(params)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise CapacityError(
+            f"An empty KV cache must fit beside the weights ({programs.plan.describe()}), got no such memory: something else holds it. Free it, or"
+            " lower memory_fraction or num_pages."
+        ) from error
 
 
 def compile_engine(

@@ -50,3 +50,12 @@ def test_the_report_is_one_json_object_with_devices(capsys: pytest.CaptureFixtur
     report = json.loads(capsys.readouterr().out)
     assert report["problems"] == []
     assert [device["platform"] for device in report["devices"]] == ["cpu"] * 8
+
+
+def test_the_report_says_which_kernels_can_run(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["doctor", "--json"])
+    assert json.loads(capsys.readouterr().out)["kernels"] == {
+        "triton": "it needs an NVIDIA GPU, and this is cpu",
+        "xla": "can run",
+        "triton-interpreter": "it computes bfloat16 wrongly",
+    }

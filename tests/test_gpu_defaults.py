@@ -1,0 +1,64 @@
+"""What is set before jax starts: only where there is a GPU, only what the user has left open, each with a reason."""
+
+import os
+
+import pytest
+
+from sarathi_jax import gpu_defaults
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """One with a driver and the plugin, whose environment says nothing yet."""
+    monkeypatch.setattr(gpu_defaults, "has_driver", lambda: True)
+    monkeypatch.setattr(gpu_defaults, "has_plugin", lambda: True)
+    for name in ("JAX_PLATFORMS", "XLA_FLAGS", *(each.name for each in gpu_defaults.ENVIRONMENT)):
+        monkeypatch.setenv(name, "")  # so that it is put back afterwards
+        monkeypatch.delenv(name)
+    return monkeypatch
+
+
+def test_a_gpu_gets_all_of_them(machine: pytest.MonkeyPatch) -> None:
+    gpu_defaults.apply_defaults()
+    assert {each.name: os.environ[each.name] for each in gpu_defaults.ENVIRONMENT} == {
+        each.name: each.value for each in gpu_defaults.ENVIRONMENT
+    }
+    assert os.environ["XLA_FLAGS"] == "--xla_gpu_nccl_termination_timeout_seconds=120"
+    assert "JAX_PLATFORMS" not in os.environ
+
+
+def test_what_the_user_has_set_stays(machine: pytest.MonkeyPatch) -> None:
+    machine.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")
+    machine.setenv("XLA_FLAGS", "--xla_gpu_nccl_termination_timeout_seconds=7 --xla_gpu_autotune_level=0")
+    gpu_defaults.apply_defaults()
+    assert os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.5"
+    assert os.environ["XLA_FLAGS"] == "--xla_gpu_nccl_termination_timeout_seconds=7 --xla_gpu_autotune_level=0"
+
+
+def test_twice_is_once(machine: pytest.MonkeyPatch) -> None:
+    machine.setenv("XLA_FLAGS", "--xla_gpu_autotune_level=0")
+    for _ in range(2):
+        gpu_defaults.apply_defaults()
+    flags = "--xla_gpu_autotune_level=0 --xla_gpu_nccl_termination_timeout_seconds=120"
+    assert os.environ["XLA_FLAGS"] == flags
+
+
+def test_the_plugin_without_a_driver_means_the_cpu(machine: pytest.MonkeyPatch) -> None:
+    machine.setattr(gpu_defaults, "has_driver", lambda: False)
+    gpu_defaults.apply_defaults()
+    assert os.environ["JAX_PLATFORMS"] == "cpu"
+    assert "XLA_FLAGS" not in os.environ
+
+
+def test_a_machine_without_the_plugin_is_left_alone(machine: pytest.MonkeyPatch) -> None:
+    machine.setattr(gpu_defaults, "has_plugin", lambda: False)
+    before = dict(os.environ)
+    gpu_defaults.apply_defaults()
+    assert dict(os.environ) == before
+
+
+def test_each_has_a_reason_and_options_are_for_gpus_alone() -> None:
+    every = (*gpu_defaults.ENVIRONMENT, *gpu_defaults.XLA_FLAGS, *gpu_defaults.COMPILER_OPTIONS)
+    assert all(len(each.reason) > 30 for each in every)
+    assert gpu_defaults.compiler_options("gpu") == {"xla_disable_hlo_passes": "rematerialization"}
+    assert gpu_defaults.compiler_options("cpu") == {}
