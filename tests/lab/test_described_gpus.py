@@ -32,4 +32,4 @@ def test_what_differs_between_gpus_is_in_their_descriptions() -> None:
     texts = {name: target_config(gpu) for name, gpu in DESCRIBED_GPUS.items()}
     assert "major: 8 minor: 0 feature_extension: NONE" in texts["a100-80g"]
     assert "major: 9 minor: 0 feature_extension: ACCELERATED_FEATURES" in texts["h200"]
-    assert len({text for text in texts.values()}) == 4
+    assert len(set(texts.values())) == 4
