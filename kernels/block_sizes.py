@@ -32,9 +32,9 @@ def read_table() -> tuple[dict[str, Any], ...]:
     return tuple(json.loads(TABLE.read_text(encoding="utf-8"))["sizes"])
 
 
-def kind_of(kv_dtype: DTypeLike, *, is_decode_only: bool) -> str:
-    """A bucket's kind: decodes alone or mixed, and the numbers of its KV, where those are not of 16 bits."""
-    suffix = {1: "-int8", 2: "", 4: "-fp32"}[np.dtype(kv_dtype).itemsize]
+def kind_of(dtype: DTypeLike, kv_dtype: DTypeLike, *, is_decode_only: bool) -> str:
+    """A bucket's kind: decodes alone or mixed, and its numbers, where those are not of 16 bits. Products are of queries' numbers, whatever KV's are."""
+    suffix = "-fp32" if np.dtype(dtype).itemsize == 4 else "-int8" if np.dtype(kv_dtype).itemsize == 1 else ""
     return f"{'decode' if is_decode_only else 'mixed'}{suffix}"
 
 

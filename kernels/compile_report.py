@@ -32,7 +32,7 @@ INSTRUCTIONS = {
     "num_async_copies": r"cp\.async\.c[ag]\.",
 }
 
-KV_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "i8": "int8", "fp32": "float32"}  # Triton's name -> numpy's
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "i8": "int8", "fp32": "float32"}  # Triton's name -> numpy's
 
 # Attention as models have it: (head dim, queries a KV head, KV heads of one device, numbers of the KV cache, window, soft cap).
 ATTENTION = (
@@ -119,7 +119,9 @@ def _attention_cases(
             is_quantized=kv == "i8",
             is_decode_only=kind == "decode",
         )
-        sizes = choose_sizes(target.sm, head_dim, group, kind_of(KV_DTYPES[kv], is_decode_only=shape.is_decode_only))
+        sizes = choose_sizes(
+            target.sm, head_dim, group, kind_of(DTYPES[number], DTYPES[kv], is_decode_only=shape.is_decode_only)
+        )
         launches = plan_launches(shape, sizes, target)
         pages = (f"*{kv}", f"*{kv}", f"*{scale}", f"*{scale}")
         types = (f"*{number}", *pages, "*i32", "*i32", "*i32", "*i32", f"*{number}", *["*fp32"] * 4)

@@ -22,4 +22,6 @@ def gpu_target(device: Any) -> GpuTarget | None:
     capability = getattr(device, "compute_capability", None)
     if device.platform not in ("gpu", "cuda") or not isinstance(capability, str):
         return None
+    if not capability.replace(".", "").isdigit():  # AMD's are names, as in gfx942
+        return None
     return GpuTarget(int(capability.replace(".", "")), int(device.core_count))

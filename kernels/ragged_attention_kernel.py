@@ -4,12 +4,12 @@
 """The device code of ragged paged attention, for Triton: one launch for any mix of chunks and decodes, and the merge of what was split.
 
 A launch is a fixed number of programs, known from shapes alone. What each one does it finds out by itself, from the lengths: the work of a step is a
-list of items, and program p takes item p // K for KV head p % K. An item is a tile of queries over a span of its row's KV:
+list of items, which the programs of a KV head share out among themselves. An item is a tile of queries over a span of its row's KV:
 
 - decode row: one token's G query heads in a tile of DECODE_M rows; a row's KV is cut into spans;
 - chunk row: BLOCK_Q tokens times G heads in a tile of CHUNK_M rows; KV is cut where a step has too few tiles of queries to fill the device.
 
-The spans are as long as they have to be for the items to fit into the launch (`_spans`): a batch of equal rows is cut little, one long row among short
+The spans are as long as they have to be for the number of items to stay within its bound (`_spans`): a batch of equal rows is cut little, one long row among short
 ones is cut a lot, and the sum never exceeds the bound. A row in one span is written where it belongs; of others each item leaves its unnormalized sum,
 its running maximum and its weight, and `merge_kernel` puts them together (the split of Flash-Decoding, Dao et al. 2023; the online softmax of
 Milakov and Gimelshein, arXiv:1805.02867). Chunk and decode items alternate, so that a multiprocessor's arithmetic and its loads are both at work
@@ -157,6 +157,95 @@ def _store(
 
 
 @triton.jit
+def _chunk_item(
+    item, row, block, span, spans, kv_head,
+    q, k_pages, v_pages, k_scales, v_scales, kv_lens, block_tables, cu_q_lens, out, partials, stats,
+    BLOCKS_PER_ROW: tl.constexpr, NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_PAD: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, SCALE: tl.constexpr, SOFT_CAP: tl.constexpr, WINDOW: tl.constexpr, HAS_SCALES: tl.constexpr,
+    M: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """One span of one tile of queries of a chunk row: query m is of token m // GROUP of the tile, and of head m % GROUP of the KV head's group."""
+    BLOCK_Q: tl.constexpr = M // GROUP
+    NUM_HEADS: tl.constexpr = NUM_KV_HEADS * GROUP
+    kv_len, start = tl.load(kv_lens + row), tl.load(cu_q_lens + row)
+    q_len = tl.load(cu_q_lens + row + 1) - start
+    query, dims = tl.arange(0, M), tl.arange(0, HEAD_PAD)
+    token = block * BLOCK_Q + query // GROUP
+    is_query = (query < BLOCK_Q * GROUP) & (token < q_len)
+    head_row = (start + token) * NUM_HEADS + kv_head * GROUP + query % GROUP
+    q_mask = is_query[:, None] & (dims < HEAD_DIM)[None, :]
+    queries = tl.load(q + head_row[:, None] * HEAD_DIM + dims[None, :], mask=q_mask, other=0)
+    first_position = kv_len - q_len + block * BLOCK_Q
+    positions = kv_len - q_len + token
+
+    first_seen = 0
+    if WINDOW > 0:
+        first_seen = tl.maximum(first_position - WINDOW + 1, 0)
+    first_tile, end_tile = first_seen // TILE, tl.cdiv(tl.minimum(first_position + BLOCK_Q, kv_len), TILE)
+    length = tl.cdiv(end_tile - first_tile, spans)
+    first_tile += span * length
+    end_tile = tl.minimum(end_tile, first_tile + length)
+    weighted = tl.zeros((M, HEAD_PAD), tl.float32)
+    total, highest = tl.zeros((M,), tl.float32), tl.full((M,), NOTHING_SEEN, tl.float32)
+    table = block_tables + row * BLOCKS_PER_ROW
+    if WINDOW == 0:
+        # What stands wholly at or before the first query is seen by all of them.
+        whole = tl.maximum(tl.minimum(end_tile, (first_position + 1) // TILE), first_tile)
+        weighted, total, highest = _take_tiles(
+            queries, positions, weighted, total, highest,
+            k_pages, v_pages, k_scales, v_scales, table, first_seen, kv_len, kv_head, first_tile, whole,
+            NUM_KV_HEADS, HEAD_DIM, HEAD_PAD, PAGE_SIZE, SCALE, SOFT_CAP, WINDOW, HAS_SCALES, TILE, False,
+        )  # fmt: skip
+        first_tile = whole
+    weighted, total, highest = _take_tiles(
+        queries, positions, weighted, total, highest,
+        k_pages, v_pages, k_scales, v_scales, table, first_seen, kv_len, kv_head, first_tile, end_tile,
+        NUM_KV_HEADS, HEAD_DIM, HEAD_PAD, PAGE_SIZE, SCALE, SOFT_CAP, WINDOW, HAS_SCALES, TILE, True,
+    )  # fmt: skip
+    partial_row = (item * NUM_KV_HEADS + kv_head) * M + query
+    _store(
+        weighted, total, highest, out + head_row * HEAD_DIM, partials + partial_row.to(tl.int64) * HEAD_DIM,
+        stats + partial_row * 2, is_query, spans == 1, HEAD_DIM, HEAD_PAD,
+    )  # fmt: skip
+
+
+@triton.jit
+def _decode_item(
+    item, row, span, spans, kv_head,
+    q, k_pages, v_pages, k_scales, v_scales, kv_lens, block_tables, cu_q_lens, out, partials, stats,
+    BLOCKS_PER_ROW: tl.constexpr, NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_PAD: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, SCALE: tl.constexpr, SOFT_CAP: tl.constexpr, WINDOW: tl.constexpr, HAS_SCALES: tl.constexpr,
+    M: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """One span of one decode row: its token's queries of the KV head's group."""
+    NUM_HEADS: tl.constexpr = NUM_KV_HEADS * GROUP
+    kv_len, token = tl.load(kv_lens + row), tl.load(cu_q_lens + row)
+    query, dims = tl.arange(0, M), tl.arange(0, HEAD_PAD)
+    is_query = query < GROUP
+    head_row = token * NUM_HEADS + kv_head * GROUP + query
+    q_mask = is_query[:, None] & (dims < HEAD_DIM)[None, :]
+    queries = tl.load(q + head_row[:, None] * HEAD_DIM + dims[None, :], mask=q_mask, other=0)
+    first_seen = 0
+    if WINDOW > 0:
+        first_seen = tl.maximum(kv_len - WINDOW, 0)
+    first_tile, end_tile = first_seen // TILE, tl.cdiv(kv_len, TILE)
+    length = tl.cdiv(end_tile - first_tile, spans)
+    first_tile += span * length
+    end_tile = tl.minimum(end_tile, first_tile + length)
+    weighted, total, highest = _take_tiles(
+        queries, tl.full((M,), 0, tl.int32) + kv_len - 1, tl.zeros((M, HEAD_PAD), tl.float32),
+        tl.zeros((M,), tl.float32), tl.full((M,), NOTHING_SEEN, tl.float32),
+        k_pages, v_pages, k_scales, v_scales, block_tables + row * BLOCKS_PER_ROW, first_seen, kv_len, kv_head, first_tile, end_tile,
+        NUM_KV_HEADS, HEAD_DIM, HEAD_PAD, PAGE_SIZE, SCALE, SOFT_CAP, WINDOW, HAS_SCALES, TILE, True,
+    )  # fmt: skip
+    partial_row = item * NUM_HEADS + kv_head * GROUP + query
+    _store(
+        weighted, total, highest, out + head_row * HEAD_DIM, partials + partial_row * HEAD_DIM,
+        stats + partial_row * 2, is_query, spans == 1, HEAD_DIM, HEAD_PAD,
+    )  # fmt: skip
+
+
+@triton.jit
 def attend_kernel(
     q, k_pages, v_pages, k_scales, v_scales, kv_lens, block_tables, cu_q_lens, num_decode_rows,
     out, decode_partials, decode_stats, chunk_partials, chunk_stats,
@@ -165,113 +254,59 @@ def attend_kernel(
     SCALE: tl.constexpr, SOFT_CAP: tl.constexpr, WINDOW: tl.constexpr, HAS_SCALES: tl.constexpr, HAS_CHUNKS: tl.constexpr,
     DECODE_M: tl.constexpr, DECODE_TILE: tl.constexpr, DECODE_EXTRA: tl.constexpr,
     CHUNK_M: tl.constexpr, CHUNK_TILE: tl.constexpr, CHUNK_EXTRA: tl.constexpr, MIN_TILES: tl.constexpr,
+    NUM_PROGRAMS: tl.constexpr,
 ):  # fmt: skip
-    """See `ragged_attention_triton`. Grid: (items * K,).
+    """See `ragged_attention_triton`. Grid: (NUM_PROGRAMS * K,). Of decodes alone a program takes one item, at most; else every NUM_PROGRAMS-th.
 
     decode_partials: f32[items, H, D] and decode_stats: f32[items, H, 2] (running maximum, weight); chunk_partials: f32[items, K, CHUNK_M, D] and
     chunk_stats: f32[items, K, CHUNK_M, 2].
     """
-    kv_head, item = tl.program_id(0) % NUM_KV_HEADS, tl.program_id(0) // NUM_KV_HEADS
-    BLOCK_Q: tl.constexpr = CHUNK_M // GROUP
-    NUM_HEADS: tl.constexpr = NUM_KV_HEADS * GROUP
-
+    kv_head, place = tl.program_id(0) % NUM_KV_HEADS, tl.program_id(0) // NUM_KV_HEADS
     rows = tl.arange(0, ROWS_PAD)
     lens = tl.load(kv_lens + rows, mask=rows < NUM_ROWS, other=0)
     num_decodes = tl.load(num_decode_rows)
     decode_spans = _decode_spans(lens, rows < num_decodes, WINDOW, DECODE_TILE, DECODE_EXTRA, MIN_TILES)
+    decode_ends = tl.cumsum(decode_spans)
     num_decode_items = tl.sum(decode_spans)
-    chunk_item = -1
     if HAS_CHUNKS:
         starts = tl.load(cu_q_lens + rows, mask=rows < NUM_ROWS, other=0)
         ends = tl.load(cu_q_lens + rows + 1, mask=rows < NUM_ROWS, other=0)
-        num_blocks = tl.where((rows >= num_decodes) & (lens > 0), tl.cdiv(ends - starts, BLOCK_Q), 0)
-        chunk_spans = _chunk_spans(lens, num_blocks, WINDOW, BLOCK_Q, CHUNK_TILE, CHUNK_EXTRA, MIN_TILES)
-        chunk_items = num_blocks * chunk_spans
-        num_chunk_items = tl.sum(chunk_items)
-        num_items = tl.maximum(num_decode_items + num_chunk_items, 1)
-        chunks_before = item * num_chunk_items // num_items
-        if (item + 1) * num_chunk_items // num_items > chunks_before:
-            chunk_item = num_chunk_items - 1 - chunks_before
-        item -= chunks_before
-
-    dims = tl.arange(0, HEAD_PAD)
-    if chunk_item >= 0:
-        if HAS_CHUNKS:
-            row = tl.sum((tl.cumsum(chunk_items) <= chunk_item).to(tl.int32))
-            if row < NUM_ROWS:
+        num_blocks = tl.where((rows >= num_decodes) & (lens > 0), tl.cdiv(ends - starts, CHUNK_M // GROUP), 0)
+        chunk_spans = _chunk_spans(lens, num_blocks, WINDOW, CHUNK_M // GROUP, CHUNK_TILE, CHUNK_EXTRA, MIN_TILES)
+        chunk_ends = tl.cumsum(num_blocks * chunk_spans)
+        num_chunk_items = tl.sum(num_blocks * chunk_spans)
+        num_items = num_decode_items + num_chunk_items
+        for each in range(place, num_items, NUM_PROGRAMS):
+            chunks_before = each * num_chunk_items // num_items
+            if (each + 1) * num_chunk_items // num_items > chunks_before:
+                item = num_chunk_items - 1 - chunks_before
+                row = tl.sum((chunk_ends <= item).to(tl.int32))
                 spans = tl.sum(tl.where(rows == row, chunk_spans, 0))
-                index = chunk_item - tl.sum(tl.where(rows < row, chunk_items, 0))
-                block, span = index // spans, index % spans
-                kv_len, start = tl.load(kv_lens + row), tl.load(cu_q_lens + row)
-                q_len = tl.load(cu_q_lens + row + 1) - start
-
-                query = tl.arange(0, CHUNK_M)
-                token = block * BLOCK_Q + query // GROUP
-                is_query = (query < BLOCK_Q * GROUP) & (token < q_len)
-                head_row = (start + token) * NUM_HEADS + kv_head * GROUP + query % GROUP
-                q_at = q + head_row[:, None] * HEAD_DIM + dims[None, :]
-                queries = tl.load(q_at, mask=is_query[:, None] & (dims < HEAD_DIM)[None, :], other=0)
-                first_position = kv_len - q_len + block * BLOCK_Q
-                positions = kv_len - q_len + token
-
-                end_tile = tl.cdiv(tl.minimum(first_position + BLOCK_Q, kv_len), CHUNK_TILE)
-                first_seen = 0
-                if WINDOW > 0:
-                    first_seen = tl.maximum(first_position - WINDOW + 1, 0)
-                first_tile = first_seen // CHUNK_TILE
-                length = tl.cdiv(end_tile - first_tile, spans)
-                first_tile += span * length
-                end_tile = tl.minimum(end_tile, first_tile + length)
-                weighted = tl.zeros((CHUNK_M, HEAD_PAD), tl.float32)
-                total = tl.zeros((CHUNK_M,), tl.float32)
-                highest = tl.full((CHUNK_M,), NOTHING_SEEN, tl.float32)
-                table = block_tables + row * BLOCKS_PER_ROW
-                if WINDOW == 0:
-                    # What stands wholly at or before the first query is seen by all of them.
-                    whole = tl.maximum(tl.minimum(end_tile, (first_position + 1) // CHUNK_TILE), first_tile)
-                    weighted, total, highest = _take_tiles(
-                        queries, positions, weighted, total, highest,
-                        k_pages, v_pages, k_scales, v_scales, table, first_seen, kv_len, kv_head, first_tile, whole,
-                        NUM_KV_HEADS, HEAD_DIM, HEAD_PAD, PAGE_SIZE, SCALE, SOFT_CAP, WINDOW, HAS_SCALES, CHUNK_TILE, False,
-                    )  # fmt: skip
-                    first_tile = whole
-                weighted, total, highest = _take_tiles(
-                    queries, positions, weighted, total, highest,
-                    k_pages, v_pages, k_scales, v_scales, table, first_seen, kv_len, kv_head, first_tile, end_tile,
-                    NUM_KV_HEADS, HEAD_DIM, HEAD_PAD, PAGE_SIZE, SCALE, SOFT_CAP, WINDOW, HAS_SCALES, CHUNK_TILE, True,
+                index = item - tl.sum(tl.where(rows < row, num_blocks * chunk_spans, 0))
+                _chunk_item(
+                    item, row, index // spans, index % spans, spans, kv_head,
+                    q, k_pages, v_pages, k_scales, v_scales, kv_lens, block_tables, cu_q_lens, out, chunk_partials, chunk_stats,
+                    BLOCKS_PER_ROW, NUM_KV_HEADS, GROUP, HEAD_DIM, HEAD_PAD, PAGE_SIZE, SCALE, SOFT_CAP, WINDOW, HAS_SCALES,
+                    CHUNK_M, CHUNK_TILE,
                 )  # fmt: skip
-                partial_row = (chunk_item * NUM_KV_HEADS + kv_head) * CHUNK_M + query
-                _store(
-                    weighted, total, highest, out + head_row * HEAD_DIM, chunk_partials + partial_row.to(tl.int64) * HEAD_DIM,
-                    chunk_stats + partial_row * 2, is_query, spans == 1, HEAD_DIM, HEAD_PAD,
+            else:
+                item = each - chunks_before
+                row = tl.sum((decode_ends <= item).to(tl.int32))
+                spans = tl.sum(tl.where(rows == row, decode_spans, 0))
+                _decode_item(
+                    item, row, item - tl.sum(tl.where(rows < row, decode_spans, 0)), spans, kv_head,
+                    q, k_pages, v_pages, k_scales, v_scales, kv_lens, block_tables, cu_q_lens, out, decode_partials, decode_stats,
+                    BLOCKS_PER_ROW, NUM_KV_HEADS, GROUP, HEAD_DIM, HEAD_PAD, PAGE_SIZE, SCALE, SOFT_CAP, WINDOW, HAS_SCALES,
+                    DECODE_M, DECODE_TILE,
                 )  # fmt: skip
-    elif item < num_decode_items:
-        row = tl.sum((tl.cumsum(decode_spans) <= item).to(tl.int32))
+    elif place < num_decode_items:
+        row = tl.sum((decode_ends <= place).to(tl.int32))
         spans = tl.sum(tl.where(rows == row, decode_spans, 0))
-        span = item - tl.sum(tl.where(rows < row, decode_spans, 0))
-        kv_len, token = tl.load(kv_lens + row), tl.load(cu_q_lens + row)
-
-        query = tl.arange(0, DECODE_M)
-        head = kv_head * GROUP + query
-        q_at = q + (token * NUM_HEADS + head)[:, None] * HEAD_DIM + dims[None, :]
-        queries = tl.load(q_at, mask=(query < GROUP)[:, None] & (dims < HEAD_DIM)[None, :], other=0)
-        first_seen = 0
-        if WINDOW > 0:
-            first_seen = tl.maximum(kv_len - WINDOW, 0)
-        first_tile, end_tile = first_seen // DECODE_TILE, tl.cdiv(kv_len, DECODE_TILE)
-        length = tl.cdiv(end_tile - first_tile, spans)
-        first_tile += span * length
-        end_tile = tl.minimum(end_tile, first_tile + length)
-        weighted, total, highest = _take_tiles(
-            queries, tl.full((DECODE_M,), 0, tl.int32) + kv_len - 1, tl.zeros((DECODE_M, HEAD_PAD), tl.float32),
-            tl.zeros((DECODE_M,), tl.float32), tl.full((DECODE_M,), NOTHING_SEEN, tl.float32),
-            k_pages, v_pages, k_scales, v_scales, block_tables + row * BLOCKS_PER_ROW, first_seen, kv_len, kv_head, first_tile, end_tile,
-            NUM_KV_HEADS, HEAD_DIM, HEAD_PAD, PAGE_SIZE, SCALE, SOFT_CAP, WINDOW, HAS_SCALES, DECODE_TILE, True,
-        )  # fmt: skip
-        partial_row = item * NUM_HEADS + head
-        _store(
-            weighted, total, highest, out + (token * NUM_HEADS + head) * HEAD_DIM, decode_partials + partial_row * HEAD_DIM,
-            decode_stats + partial_row * 2, query < GROUP, spans == 1, HEAD_DIM, HEAD_PAD,
+        _decode_item(
+            place, row, place - tl.sum(tl.where(rows < row, decode_spans, 0)), spans, kv_head,
+            q, k_pages, v_pages, k_scales, v_scales, kv_lens, block_tables, cu_q_lens, out, decode_partials, decode_stats,
+            BLOCKS_PER_ROW, NUM_KV_HEADS, GROUP, HEAD_DIM, HEAD_PAD, PAGE_SIZE, SCALE, SOFT_CAP, WINDOW, HAS_SCALES,
+            DECODE_M, DECODE_TILE,
         )  # fmt: skip
 
 

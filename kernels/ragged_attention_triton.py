@@ -15,8 +15,13 @@ from sarathi_jax.kernels.layer_kv import LayerKV
 from sarathi_jax.kernels.triton_launch import KernelCall
 
 MIN_TILES = 4  # a span of fewer tiles is not worth a program of its own
-DECODE_PROGRAMS = 12  # for each multiprocessor, that cut decode rows may add: three or four run at a time, and the last ones should be few
-CHUNK_PROGRAMS = 2  # for each multiprocessor, that a step's chunks should have at least
+# Items for each multiprocessor, over all KV heads, that cutting decode rows may add, in a decode-only launch and in a mixed one. Of decodes alone three
+# programs run at a time: this makes four rounds, so that the last one, which is not full, is short.
+DECODE_ITEMS, MIXED_DECODE_ITEMS = 12, 4
+MIXED_PROGRAMS = (
+    4  # for each multiprocessor, that a mixed launch has at most; with more items than that, each takes several
+)
+CHUNK_ITEMS = 1  # for each multiprocessor, over all KV heads, that chunks should have at least; where they have far fewer, they are cut
 SPANS_TILE = 16  # spans that the merge takes at a time
 
 
@@ -87,7 +92,7 @@ def ragged_paged_attention(
         is_decode_only=is_decode_only,
     )
     if sizes is None:
-        kind = kind_of(kv.k.dtype, is_decode_only=is_decode_only)
+        kind = kind_of(q.dtype, kv.k.dtype, is_decode_only=is_decode_only)
         sizes = choose_sizes(target.sm, shape.head_dim, shape.group, kind)
     launches = plan_launches(shape, sizes, target)
     scales = kv.arrays[-2:]  # or, where there are none, pointers that are never followed
@@ -108,11 +113,20 @@ def plan_launches(shape: AttentionShape, sizes: BlockSizes, target: GpuTarget) -
     max_blocks = min(shape.num_tokens, shape.num_tokens // (chunk_m // shape.group) + max_chunk_rows)
     decode_extra, chunk_extra = 0, 0
     if shape.blocks_per_row * shape.page_size >= 2 * MIN_TILES * sizes.decode_tile:
-        decode_extra = _cdiv(DECODE_PROGRAMS * target.num_multiprocessors, shape.num_kv_heads)
-        wanted = _cdiv(CHUNK_PROGRAMS * target.num_multiprocessors, shape.num_kv_heads)
-        chunk_extra = max(wanted - shape.num_tokens * shape.group // chunk_m, 0) * (max_chunk_rows > 0)
-    num_decode_items = min(shape.num_rows, shape.num_tokens) + decode_extra
+        each = DECODE_ITEMS if shape.is_decode_only else MIXED_DECODE_ITEMS
+        decode_extra = _cdiv(each * target.num_multiprocessors, shape.num_kv_heads)
+        wanted = _cdiv(CHUNK_ITEMS * target.num_multiprocessors, shape.num_kv_heads)
+        natural = shape.num_tokens * shape.group // chunk_m
+        chunk_extra = wanted - natural if max_chunk_rows and natural < wanted * 3 // 4 else 0
+    max_rows = min(shape.num_rows, shape.num_tokens)
+    num_decode_items = max_rows + decode_extra
     num_chunk_items = max_blocks + chunk_extra if max_chunk_rows else 0
+    # A row is a decode or has chunks, so that rows count once.
+    max_items = (
+        max_rows + decode_extra + (shape.num_tokens // (chunk_m // shape.group) + chunk_extra if max_chunk_rows else 0)
+    )
+    most = max_items if shape.is_decode_only else _cdiv(MIXED_PROGRAMS * target.num_multiprocessors, shape.num_kv_heads)
+    num_programs = min(max_items, most)
     common: dict[str, int | float | bool] = {
         "NUM_ROWS": shape.num_rows,
         "ROWS_PAD": max(_next_power_of_two(shape.num_rows), 2),
@@ -136,12 +150,19 @@ def plan_launches(shape: AttentionShape, sizes: BlockSizes, target: GpuTarget) -
         "SOFT_CAP": shape.soft_cap or 0.0,
         "HAS_SCALES": shape.is_quantized,
         "DECODE_M": decode_m,
+        "NUM_PROGRAMS": num_programs,
     }
-    grid = (num_decode_items + num_chunk_items) * shape.num_kv_heads
-    attend = KernelCall(device_code.attend_kernel, grid, attend_constants, sizes.num_warps, sizes.num_stages, target)
+    attend = KernelCall(
+        device_code.attend_kernel,
+        num_programs * shape.num_kv_heads,
+        attend_constants,
+        sizes.num_warps,
+        sizes.num_stages,
+        target,
+    )
     merge = None
     if decode_extra or chunk_extra:
-        num_merged = shape.num_tokens if chunk_extra else min(shape.num_rows, shape.num_tokens)
+        num_merged = shape.num_tokens if chunk_extra else max_rows
         constants = common | {"SPANS_TILE": SPANS_TILE}
         merge = KernelCall(device_code.merge_kernel, num_merged * shape.num_heads, constants, 4, 2, target)
     return AttentionLaunches(attend, merge, num_decode_items, num_chunk_items)

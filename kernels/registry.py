@@ -27,8 +27,9 @@ from sarathi_jax.kernels.layer_kv import LayerKV
 logger = logging.getLogger(__name__)
 
 AUTO = "auto"
-MIN_SM = 80
 MAX_HEAD_DIM = 256
+# By compute capability: what its shared memory holds tiles of. Others are refused: their assemblers want other PTX, and end the process where they don't get it.
+MAX_HEAD_DIMS = {80: MAX_HEAD_DIM, 86: 128, 89: 128, 90: MAX_HEAD_DIM}
 TRITON_DTYPES = ("float32", "bfloat16", "float16", "int8")
 
 
@@ -58,7 +59,9 @@ def _serves_everything(use: Use) -> None:
 
 
 def _triton_obstacle(use: Use) -> str | None:
-    return triton_launch.obstacle(use.platform) or _kernel_obstacle(use)
+    if obstacle := triton_launch.obstacle(use.platform):
+        return obstacle
+    return "it needs an NVIDIA GPU, and this is another" if use.target is None else _kernel_obstacle(use)
 
 
 def _interpreter_obstacle(use: Use) -> str | None:
@@ -70,10 +73,12 @@ def _interpreter_obstacle(use: Use) -> str | None:
 def _kernel_obstacle(use: Use) -> str | None:
     if use.dtype.name not in TRITON_DTYPES:
         return f"its KV is one of {', '.join(TRITON_DTYPES)}, not {use.dtype.name}"
-    if use.head_dim > MAX_HEAD_DIM or use.head_dim % 2:
-        return f"its heads are even and at most {MAX_HEAD_DIM} wide, not {use.head_dim}"
-    if use.target is not None and use.target.sm < MIN_SM:
-        return f"it needs compute capability {MIN_SM / 10}, and this GPU has {use.target.sm / 10}"
+    widest = MAX_HEAD_DIM if use.target is None else MAX_HEAD_DIMS.get(use.target.sm, 0)
+    if not widest:
+        known = ", ".join(str(sm / 10) for sm in MAX_HEAD_DIMS)
+        return f"its kernels are made for compute capabilities {known}, and this GPU has {(use.target or INTERPRETER).sm / 10}"
+    if use.head_dim > widest or use.head_dim % 2:
+        return f"its heads are even and at most {widest} wide, not {use.head_dim}"
     return None
 
 

@@ -17,6 +17,8 @@ from sarathi_jax.kernels.gpu import GpuTarget
 
 # From triton 3.10 on, products are not fused with sums unless asked for; until then an unset variable is warned of.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+# Paths and line numbers in a kernel's code would make the same program another one in the next checkout, and its compile cache useless.
+os.environ.setdefault("TRITON_DISABLE_LINE_INFO", "1")
 
 # Newer triton writes PTX that an older CUDA's assembler refuses; this one is understood by CUDA 12.7 and later.
 PTX_VERSION = 86

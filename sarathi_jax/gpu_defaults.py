@@ -23,9 +23,10 @@ class Default(NamedTuple):
     reason: str
 
 
+MEMORY_FRACTION, NEW_MEMORY_FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_CLIENT_MEM_FRACTION"
 ENVIRONMENT = (
     Default(
-        "XLA_PYTHON_CLIENT_MEM_FRACTION",
+        MEMORY_FRACTION,
         "0.95",
         "jax takes 75 % of the memory by default, and what it does not take no KV page can use; the rest is for CUDA graphs, NCCL and cuBLAS",
     ),
@@ -33,6 +34,11 @@ ENVIRONMENT = (
         "TRITON_DEFAULT_FP_FUSION",
         "1",
         "products fused with sums, as the kernels were measured; from triton 3.10 on it is off unless asked for",
+    ),
+    Default(
+        "TRITON_DISABLE_LINE_INFO",
+        "1",
+        "paths and line numbers in a kernel's code would make the same program another one in the next checkout, and the compile cache useless",
     ),
     Default(
         "TF_CPP_MIN_LOG_LEVEL",
@@ -84,7 +90,8 @@ def apply_defaults() -> None:
         use_cpu()
         return
     for each in ENVIRONMENT:
-        os.environ.setdefault(each.name, each.value)
+        if not (each.name == MEMORY_FRACTION and NEW_MEMORY_FRACTION in os.environ):  # jax refuses to have both
+            os.environ.setdefault(each.name, each.value)
     flags = os.environ.get("XLA_FLAGS", "")
     missing = [f"{each.name}={each.value}" for each in XLA_FLAGS if each.name not in flags]
     os.environ["XLA_FLAGS"] = " ".join([flags, *missing]).strip()

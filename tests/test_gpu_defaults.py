@@ -35,6 +35,12 @@ def test_what_the_user_has_set_stays(machine: pytest.MonkeyPatch) -> None:
     assert os.environ["XLA_FLAGS"] == "--xla_gpu_nccl_termination_timeout_seconds=7 --xla_gpu_autotune_level=0"
 
 
+def test_jax_is_not_given_two_names_of_one_setting(machine: pytest.MonkeyPatch) -> None:
+    machine.setenv("XLA_CLIENT_MEM_FRACTION", "0.5")
+    gpu_defaults.apply_defaults()
+    assert "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ
+
+
 def test_twice_is_once(machine: pytest.MonkeyPatch) -> None:
     machine.setenv("XLA_FLAGS", "--xla_gpu_autotune_level=0")
     for _ in range(2):

@@ -65,6 +65,7 @@ def examine() -> dict[str, Any]:
     }
     if versions["jax"]:
         add_devices(report)
+        report["problems"] += find_lost_gpu(report["devices"], is_gpu_here=has_driver() and has_plugin())
         add_kernels(report)
     return report
 
@@ -97,6 +98,16 @@ def find_hints(*, is_gpu_here: bool, is_plugin_here: bool) -> list[str]:
     if is_plugin_here and not is_gpu_here:
         return ["jax has its CUDA plugin, but there is no NVIDIA driver: it uses the CPU"]
     return []
+
+
+def find_lost_gpu(devices: list[dict[str, Any]], *, is_gpu_here: bool) -> list[str]:
+    """A GPU with all that it needs, and jax on the CPU all the same, unless that was asked for."""
+    is_asked = os.environ.get("JAX_PLATFORMS") == "cpu"
+    if not is_gpu_here or is_asked or any(device["platform"] != "cpu" for device in devices):
+        return []
+    return [
+        "there is an NVIDIA driver and jax has its CUDA plugin, but jax uses the CPU: run python -c 'import jax; jax.devices()' and read why"
+    ]
 
 
 def release(text: str) -> tuple[int, ...]:

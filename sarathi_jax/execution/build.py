@@ -86,20 +86,23 @@ def build_engine(
         programs = compile_engine(
             model_state, config, mesh, table, lambda: params.done() and params.result(), progress=progress
         )
-        executor = _make_executor(programs, params.result())
+        executor = _make_executor(programs, params.result(), progress=progress)
     programs.ledger.mark_ready()
     logger.info("%s", programs.plan.describe())
     return programs, executor
 
 
-def _make_executor(programs: EnginePrograms, params: Sequence[jax.Array]) -> JaxExecutor:
+def _make_executor(programs: EnginePrograms, params: Sequence[jax.Array], *, progress: bool) -> JaxExecutor:
+    """An executor that has run every program once."""
     try:
-        return programs.executor(params)
+        executor = programs.executor(params)
+        executor.warm_up(progress=progress)
+        return executor
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise CapacityError(
-            f"An empty KV cache must fit beside the weights ({programs.plan.describe()}), got no such memory: something else holds it. Free it, or"
+            f"KV cache and steps must fit beside the weights ({programs.plan.describe()}), got no such memory: something else holds it. Free it, or"
             " lower memory_fraction or num_pages."
         ) from error
 
@@ -119,6 +122,9 @@ def compile_engine(
     kv_dtype = jnp.dtype(weights_dtype if config.kv_dtype == "auto" else config.kv_dtype)
     planner = _Planner(model_state, config, mesh, kv_dtype, table)
     plan, ledger = planner.plan(planner.estimated_temp_bytes()), CompileLedger()
+    if planner.is_short(plan):
+        # What is estimated is far from above, and KV pages want it: ask the compiler, of the largest step.
+        plan = planner.plan(int(planner.largest_temp_bytes(plan) * TEMP_MARGIN))
     for _ in range(MAX_PLANS):
         ledger = CompileLedger()
         programs = planner.compile(plan, ledger, check, progress=progress)
@@ -158,6 +164,20 @@ class _Planner:
         widest = 4 * model.hidden_size + (2 * model.intermediate_size + 6 * model.num_heads * model.head_dim) // tensor
         return logits + 4 * largest.num_tokens * widest * 4 + (64 << 20)
 
+    def is_short(self, plan: MemoryPlan) -> bool:
+        """Whether more memory would mean more KV pages."""
+        return (
+            self.config.num_pages is None
+            and plan.num_pages < self.geometry(0).blocks_per_row * self.config.max_num_seqs
+        )
+
+    def largest_temp_bytes(self, plan: MemoryPlan) -> int:
+        """Temporary memory of the step that needs most of it, most likely: the one of most tokens that does most with logits."""
+        largest = max(self.table.buckets, key=lambda bucket: (bucket.num_tokens, bucket.variant))
+        ledger = CompileLedger()
+        self._builder(plan, ledger).compile_step(largest)
+        return ledger.max_memory_bytes
+
     def plan(self, temp_bytes: int) -> MemoryPlan:
         model, config = self.model_state.config, self.config
         blocks_per_row = self.geometry(0).blocks_per_row
@@ -175,10 +195,12 @@ class _Planner:
     def compile(
         self, plan: MemoryPlan, ledger: CompileLedger, check: Callable[[], object], *, progress: bool
     ) -> Programs:
+        return self._builder(plan, ledger).compile_all(self.table.buckets, check, progress=progress)
+
+    def _builder(self, plan: MemoryPlan, ledger: CompileLedger) -> ProgramBuilder:
         device = self.mesh.devices.flat[0]
         use = registry.use_on(device, self.kv_dtype, self.model_state.config.head_dim)
         kernels = registry.choose_kernels(use, implementation=self.config.kernels)
-        builder = ProgramBuilder(
+        return ProgramBuilder(
             self.model_state, self.geometry(plan.num_pages), self.mesh, kernels, self.kv_dtype, ledger
         )
-        return builder.compile_all(self.table.buckets, check, progress=progress)

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from sarathi_jax.errors import EngineError
 from sarathi_jax.execution.buckets import Bucket, BucketTable, Variant
 from sarathi_jax.execution.device_state import DeviceState, pack_slot
-from sarathi_jax.execution.packing import Geometry, SlotTables, pack
+from sarathi_jax.execution.packing import Geometry, SlotTables, pack, pack_padding
 from sarathi_jax.execution.programs import Programs
 from sarathi_jax.execution.sampling_row import pack_sampling_row
 from sarathi_jax.execution.step_output import read_step_output
@@ -44,6 +45,17 @@ class JaxExecutor:
         self._slots = SlotTables(geometry)
         self._state: DeviceState | None = programs.make_state()
         self._num_lost_states = 0
+
+    def warm_up(self, *, progress: bool) -> None:
+        """Run every program once, on padding alone: the first run of one loads its code and captures its CUDA graph, which no request is to wait for.
+
+        progress: show a bar on standard error.
+        """
+        assert self._state is not None, "the executor is closed"
+        steps = self._programs.steps
+        for bucket in tqdm(steps, desc="warm up", unit="program", disable=not progress):
+            self._state, out = steps[bucket](self._params, self._state, pack_padding(bucket, self.geometry))
+            out.block_until_ready()
 
     def submit(self, schedule: Schedule) -> "JaxStepHandle":
         """Dispatch a step; returns at once. A fault of the device is raised by the handle."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from sarathi_jax.errors import CapacityError
+from sarathi_jax.errors import CapacityError, ConfigError
 
 # A CPU's memory is the operating system's and the user's too.
 CPU_SHARE = 0.5
@@ -86,10 +86,18 @@ def plan_memory(
 
 
 def device_limit_bytes(device: jax.Device, memory_fraction: float) -> int:  # pyright: ignore[reportInvalidTypeForm]
-    """What the engine may use of a device: a share of an accelerator's memory, or of half of the host's."""
-    stats = device.memory_stats() if device.platform != "cpu" else None
-    total = stats["bytes_limit"] if stats else int(host_memory_bytes() * CPU_SHARE)
-    return int(total * memory_fraction)
+    """What the engine may use of a device: a share of what jax has of an accelerator's memory, or of half of the host's.
+
+    Raises: ConfigError if an accelerator does not say how much that is.
+    """
+    if device.platform == "cpu":
+        return int(host_memory_bytes() * CPU_SHARE * memory_fraction)
+    stats = device.memory_stats()
+    if not stats or "bytes_limit" not in stats:
+        raise ConfigError(
+            f"{device.device_kind} must say how much memory jax has of it, got nothing: unset XLA_PYTHON_CLIENT_ALLOCATOR, which its default allocator needs."
+        )
+    return int(stats["bytes_limit"] * memory_fraction)
 
 
 def host_memory_bytes() -> int:

@@ -145,6 +145,21 @@ def pack(schedule: Schedule, bucket: Bucket, geometry: Geometry, slots: SlotTabl
     return packed
 
 
+def pack_padding(bucket: Bucket, geometry: Geometry) -> np.ndarray:
+    """A step of a bucket in which nothing is: it runs, and changes nothing that anybody reads. Returns: as `pack`."""
+    fields = packed_fields(bucket, geometry.blocks_per_row)
+    packed = np.zeros(packed_size(bucket, geometry.blocks_per_row), np.int32)
+    dropped = {
+        "slot_mapping": geometry.num_slots,
+        "batch_slots": geometry.max_num_seqs,
+        "token_batch_slots": geometry.max_num_seqs,
+    }
+    for name in dropped.keys() & fields.keys():
+        field = fields[name]
+        packed[field.offset : field.offset + field.size] = dropped[name]
+    return packed
+
+
 _COLUMN = {name: index for index, name in enumerate(ScheduledRow._fields)}
 
 

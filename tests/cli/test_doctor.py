@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sarathi_jax.cli.doctor import NEEDED, OPTIONAL, find_hints, find_problems, release
+from sarathi_jax.cli.doctor import NEEDED, OPTIONAL, find_hints, find_lost_gpu, find_problems, release
 from sarathi_jax.cli.main import main
 
 HEALTHY: dict[str, str | None] = {**dict.fromkeys(NEEDED, "1.0"), **dict.fromkeys(OPTIONAL), "jax": "0.11.2"}
@@ -37,6 +37,15 @@ def test_a_hint_tells_a_gpu_that_is_not_used_and_a_plugin_without_one() -> None:
     assert (
         find_hints(is_gpu_here=True, is_plugin_here=True) == find_hints(is_gpu_here=False, is_plugin_here=False) == []
     )
+
+
+def test_a_gpu_that_jax_does_not_use_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JAX_PLATFORMS")
+    cpu, gpu = {"platform": "cpu"}, {"platform": "gpu"}
+    assert "but jax uses the CPU" in find_lost_gpu([cpu], is_gpu_here=True)[0]
+    assert find_lost_gpu([gpu], is_gpu_here=True) == find_lost_gpu([cpu], is_gpu_here=False) == []
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert find_lost_gpu([cpu], is_gpu_here=True) == []
 
 
 def test_release_reads_the_numbers_alone() -> None:

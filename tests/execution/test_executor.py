@@ -209,3 +209,23 @@ def test_nothing_compiles_while_500_mixed_requests_are_served(tiny: Any):
 
 
 MIX: list[dict[str, Any]] = [{}, {"logprobs": 3}, {}, {"temperature": 1.0, "min_tokens": 1}, {"prompt_logprobs": 1}]
+
+
+def test_warming_up_changes_nothing_that_a_request_sees(tiny: Any) -> None:
+    """Every program runs once on padding alone: pages and slots are as they were, and a request's tokens are those of an engine that was not warmed up."""
+    executor = tiny.programs.executor(tiny.params)
+    before = [np.asarray(leaf) for leaf in jax.tree.leaves(executor._state)]
+    executor.warm_up(progress=False)
+    for leaf, old in zip(jax.tree.leaves(executor._state), before, strict=True):
+        np.testing.assert_array_equal(leaf, old)
+
+
+def test_warming_up_runs_every_program(tiny: Any) -> None:
+    seen: list[Any] = []
+
+    def wrap(step: Any) -> Any:
+        return lambda *arguments: (seen.append(step), step(*arguments))[1]
+
+    wrapped = tiny.with_steps(wrap)
+    wrapped.programs.executor(tiny.params).warm_up(progress=False)
+    assert seen == list(tiny.programs.programs.steps.values())

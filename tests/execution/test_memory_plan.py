@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from sarathi_jax.errors import CapacityError
+from sarathi_jax.errors import CapacityError, ConfigError
 from sarathi_jax.execution.memory_plan import MemoryPlan, device_limit_bytes, host_memory_bytes, plan_memory
 
 GIB = 2**30
@@ -80,6 +80,7 @@ def test_one_line_says_it_all():
 
 class Accelerator:
     platform = "gpu"
+    device_kind = "NVIDIA H200"
 
     def __init__(self, stats: dict[str, int] | None) -> None:
         self.stats = stats
@@ -96,3 +97,8 @@ def test_a_cpu_may_use_half_of_the_hosts_memory():
     cpu = Accelerator(None)
     cpu.platform = "cpu"
     assert device_limit_bytes(cpu, 0.9) == pytest.approx(0.45 * host_memory_bytes(), abs=2)
+
+
+def test_an_accelerator_that_does_not_say_what_it_has_is_refused():
+    with pytest.raises(ConfigError, match=r"NVIDIA H200 must say how much memory .* unset XLA_PYTHON_CLIENT_ALLOCATOR"):
+        device_limit_bytes(Accelerator(None), 0.9)

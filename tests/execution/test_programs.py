@@ -1,5 +1,6 @@
 """Compiled programs: what the ledger says of each, compiles after ready, and the folder that keeps them."""
 
+import dataclasses
 import logging
 import os
 from collections.abc import Iterator
@@ -7,11 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pytest
 
-from sarathi_jax.errors import ConfigError
+from sarathi_jax.config import EngineConfig
+from sarathi_jax.errors import CapacityError, ConfigError
+from sarathi_jax.execution import build
+from sarathi_jax.execution.buckets import BucketTable, Variant
 from sarathi_jax.execution.compile_ledger import CACHE_HIT_EVENT, CompileLedger, watch_cache
 from sarathi_jax.execution.programs import use_compile_cache
+from sarathi_jax.sharding.mesh import make_mesh
 
 
 def test_every_program_is_in_the_ledger_once(tiny: Any):
@@ -150,3 +156,34 @@ def test_a_cache_that_the_process_has_is_left_as_it_is(tmp_path: Path):
     use_compile_cache(str(tmp_path / "other"))
     assert cache_folder() == before
     assert not (tmp_path / "other").exists()
+
+
+def test_memory_that_something_else_holds_is_said_so(tiny: Any) -> None:
+    def full() -> None:
+        raise jax.errors.JaxRuntimeError(
+            "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 62277025792 bytes."
+        )
+
+    broken = dataclasses.replace(tiny.programs, programs=dataclasses.replace(tiny.programs.programs, make_state=full))
+    with pytest.raises(
+        CapacityError, match=r"must fit beside the weights \(weights .*Free it, or lower memory_fraction"
+    ):
+        build._make_executor(broken, tiny.params, progress=False)
+
+
+def test_where_pages_are_short_the_compiler_is_asked_what_steps_need(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the estimate, which is from above, 200 pages are left of the 16 x 24 that could be used; by what the largest step needs, all of them."""
+    state, config = (
+        tiny.programs.model_state,
+        EngineConfig(token_budget=32, max_num_seqs=16, max_model_len=96, page_size=4),
+    )
+    mesh, table = make_mesh({}), BucketTable(32, 16, variants=(Variant.GREEDY,), is_sparse=True)
+    planner = build._Planner(state, config, mesh, jnp.dtype("float32"), table)
+    estimate, page_bytes = planner.estimated_temp_bytes(), tiny.programs.plan.page_bytes
+    limit = state.num_bytes + estimate + 200 * page_bytes
+    monkeypatch.setattr(build, "device_limit_bytes", lambda device, fraction: limit)
+    assert planner.plan(estimate).num_pages == 200
+    plan = build.compile_engine(state, config, mesh, table, progress=False).plan
+    assert (plan.num_pages, plan.temp_bytes < estimate // 4) == (24 * 16, True)

@@ -55,7 +55,7 @@ def spans_of_one_tile() -> Iterator[None]:
     """So that rows of a few tiles are cut as rows of thousands are."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "MIN_TILES", 1)
-        patch.setattr(attention, "DECODE_PROGRAMS", 2)
+        patch.setattr(attention, "DECODE_ITEMS", 2)
         yield
 
 

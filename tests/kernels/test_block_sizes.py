@@ -37,9 +37,14 @@ def test_the_nearest_row_serves(
 
 
 def test_kinds_tell_decodes_from_mixes_and_numbers_by_their_size() -> None:
-    assert kind_of("bfloat16", is_decode_only=True) == kind_of("float16", is_decode_only=True) == "decode"
-    assert kind_of("int8", is_decode_only=False) == "mixed-int8"
-    assert kind_of("float32", is_decode_only=True) == "decode-fp32"
+    assert kind_of("bfloat16", "bfloat16", is_decode_only=True) == "decode"
+    assert kind_of("float16", "float16", is_decode_only=False) == "mixed"
+    assert kind_of("bfloat16", "int8", is_decode_only=False) == "mixed-int8"
+    assert (
+        kind_of("float32", "float32", is_decode_only=True)
+        == kind_of("float32", "int8", is_decode_only=True)
+        == "decode-fp32"
+    )
 
 
 def test_every_kind_is_there_for_both_architectures_and_all_sizes_are_powers_of_two() -> None:

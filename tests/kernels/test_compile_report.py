@@ -38,12 +38,17 @@ def test_nothing_spills(kernels: list[dict[str, Any]]) -> None:
 
 
 def test_attention_multiplies_on_tensor_cores_and_loads_asynchronously(kernels: list[dict[str, Any]]) -> None:
-    """But for float32, whose products are exact. Tiles of 64 queries and more use Hopper's own products."""
+    """But for float32, whose products are exact. Tiles of 64 queries and more use Hopper's own products; int8 heads of 256 leave room for 32."""
     for each in attention(kernels):
         assert each["num_async_copies"] > 0, each["name"]
         if "fp32" not in each["name"]:
             assert each["num_mma"] + each["num_wgmma"] > 0, each["name"]
-        if each["sm"] == 90 and "mixed" in each["name"] and "fp32" not in each["name"]:
+        if (
+            each["sm"] == 90
+            and "mixed" in each["name"]
+            and "fp32" not in each["name"]
+            and "d256 g2 k8 i8" not in each["name"]
+        ):
             assert each["num_wgmma"] > 0, each["name"]
 
 

@@ -48,7 +48,10 @@ def test_attention_on_a_cpu_is_xla() -> None:
         (CPU, "it needs an NVIDIA GPU, and this is cpu"),
         (Use("gpu", np.dtype(np.float64), 64, A100), "its KV is one of float32, bfloat16, float16, int8, not float64"),
         (Use("gpu", np.dtype(np.float32), 512, A100), "its heads are even and at most 256 wide, not 512"),
-        (Use("gpu", np.dtype(np.float32), 64, GpuTarget(75, 40)), "needs compute capability 8.0, and this GPU has 7.5"),
+        (Use("gpu", np.dtype(np.float32), 64, GpuTarget(75, 40)), "8.0, 8.6, 8.9, 9.0, and this GPU has 7.5"),
+        (Use("gpu", np.dtype(np.float32), 64, GpuTarget(120, 170)), "8.0, 8.6, 8.9, 9.0, and this GPU has 12.0"),
+        (Use("gpu", np.dtype(np.float32), 256, GpuTarget(89, 128)), "at most 128 wide, not 256"),
+        (Use("gpu", np.dtype(np.float32), 64), "it needs an NVIDIA GPU, and this is another"),
         (Use("gpu", np.dtype(np.int8), 128, H100), None),
     ],
 )
@@ -84,7 +87,10 @@ def test_a_target_is_read_from_a_device() -> None:
     class Host:
         platform = "cpu"
 
-    assert (gpu_target(Described()), gpu_target(Host())) == (H100, None)
+    class Amd(Described):
+        compute_capability = "gfx942"
+
+    assert (gpu_target(Described()), gpu_target(Host()), gpu_target(Amd())) == (H100, None, None)
 
 
 def test_the_first_that_can_is_taken() -> None:
@@ -108,7 +114,7 @@ def test_a_wrong_name_lists_the_right_ones() -> None:
         choose("double", CPU, implementation="fats")
     with pytest.raises(
         ConfigError,
-        match="'triple' is no operation: there is ragged_paged_attention, rope_and_write_kv, copy_pages, double",
+        match="'triple' is no operation: there is ragged_paged_attention, rope_and_write_kv, filter_thresholds, copy_pages, double",
     ):
         choose("triple", CPU)
 
