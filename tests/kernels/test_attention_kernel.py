@@ -1,6 +1,10 @@
 """The GPU's attention kernel in Triton's interpreter: small steps over all head sizes, tiles and cuts, with NaN wherever no token is, against float64.
 
-Broken by hand, once each, and caught here or in `test_ragged_attention`: MUTATIONS
+Broken by hand, once each, and caught here or in `test_ragged_attention`: the causal mask, the end of the tiles that need none, the window's
+edge, the token and the page it begins with, the page lookup, its remainder, its reading ahead and the table's stride, values past the last token, the
+last partial tile, the rescaling of what was summed, the soft cap, both scales, the token and the head of a tile's rows, the neighbour's KV head, 64-bit
+slots, the start, length, end and number of spans, the bound on them, the order of items and their alternation, whether a tile is whole, the items
+that a program takes after its first, and of the merge: the maxima, the weights, the spans past its first 16, the last span, strides, first items, and rows in one span.
 """
 
 import dataclasses
@@ -52,10 +56,16 @@ class Case:
 
 @pytest.fixture(scope="module", autouse=True)
 def spans_of_one_tile() -> Iterator[None]:
-    """So that rows of a few tiles are cut as rows of thousands are."""
+    """So that rows of a few tiles are cut as rows of thousands are, and programs of a mixed launch take several items."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "MIN_TILES", 1)
-        patch.setattr(attention, "DECODE_ITEMS", 2)
+        for name, value in {
+            "MIN_TILES": 1,
+            "DECODE_ITEMS": 2,
+            "MIXED_DECODE_ITEMS": 2,
+            "CHUNK_ITEMS": 2,
+            "MIXED_PROGRAMS": 1,
+        }.items():
+            patch.setattr(attention, name, value)
         yield
 
 
@@ -163,7 +173,7 @@ LONG = Case(((1, 200, 0), (1, 3, 0), (1, 63, 0), (40, 120, 0), (9, 0, 0)))
     [
         {},
         {"num_multiprocessors": 16},  # cut into single tiles
-        {"num_multiprocessors": 16, "window": 50},
+        {"num_multiprocessors": 16, "window": 49},  # some windows begin where a page does
         {"group": 20, "chunk_m": 64},  # more query heads than the smallest tile has rows
         {"group": 5, "num_kv_heads": 3, "chunk_m": 64},  # rows of a tile that no query has
         {"page_size": 64, "tile": 16},  # a page of several tiles
@@ -171,6 +181,12 @@ LONG = Case(((1, 200, 0), (1, 3, 0), (1, 63, 0), (40, 120, 0), (9, 0, 0)))
 )
 def test_long_rows_beside_short_ones(changes: dict[str, Any]) -> None:
     check(dataclasses.replace(LONG, **changes))
+
+
+def test_one_long_decode_beside_one_short_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """24 spans, more than the merge takes at a time; and one item of the other kind, which no spare program would take by chance."""
+    monkeypatch.setattr(attention, "MIXED_DECODE_ITEMS", 12)
+    check(Case(((1, 370, 0), (2, 3, 0)), num_padding=0))
 
 
 def test_half_precision_is_as_close_as_its_weights_and_sums_allow() -> None:

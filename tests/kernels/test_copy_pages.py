@@ -1,4 +1,8 @@
-"""Copying KV pages: the named ones and no others, whatever the cache holds, quantized or not."""
+"""Copying KV pages: the named ones and no others, whatever the cache holds, quantized or not.
+
+Broken by hand in the GPU's kernel, once each, and caught: writing padding, the numbers of a page (of sources, of targets, and in the plan), 64 bits of
+either, the mask of a page's last block, the number of a block, and source and target swapped.
+"""
 
 from typing import Any
 
@@ -7,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sarathi_jax.kernels import reference, registry
+from sarathi_jax.kernels import reference, registry, triton_launch
+from sarathi_jax.kernels.gpu import INTERPRETER
 from sarathi_jax.kernels.layer_kv import LayerKV
 
 NUM_PAGES, PAGE_SIZE = 9, 4
@@ -38,3 +43,17 @@ def test_named_pages_are_copied_and_no_others(
     for array, before in zip(got, [*pages, *scales], strict=False):
         expected = reference.copy_pages(pages=before, sources=ids[0], targets=ids[1], page_size=PAGE_SIZE)
         np.testing.assert_array_equal(array, expected)
+
+
+def test_pages_past_two_billion_numbers_are_copied() -> None:
+    """By the GPU's kernel, from there and to there; the memory of such pages is only there where it is touched."""
+    from sarathi_jax.kernels.copy_pages_triton import plan_launch
+
+    if obstacle := triton_launch.interpreter_obstacle():
+        pytest.skip(obstacle)
+    size, num_pages = 64, 2**31 // 64 + 2
+    pages = np.zeros((num_pages, size), np.int8)
+    pages[-1] = 3
+    ids = np.array([num_pages - 1], np.int32), np.array([num_pages - 2], np.int32)
+    triton_launch.run_interpreted(plan_launch(1, num_pages, size, INTERPRETER), [pages, *ids], [])
+    assert pages[-3:, -1].tolist() == [0, 3, 3]

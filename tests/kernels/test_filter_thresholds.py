@@ -1,4 +1,8 @@
-"""The GPU's search for top-k and top-p thresholds, in Triton's interpreter: by hand, and against the plain one, which `test_sampling_filters` judges by sorting."""
+"""The GPU's search for top-k and top-p thresholds, in Triton's interpreter: by hand, and against the plain one, which `test_sampling_filters` judges by sorting.
+
+Broken by hand, once each, and caught: every comparison made strict, fewer halvings than either search needs, the largest number left out of either, the mass
+not limited to what top-k left, the temperature, the order of negative numbers, and a row's padding taken for logits.
+"""
 
 from typing import Any
 
@@ -37,13 +41,21 @@ def thresholds(find: Any, logits: Any, top_k: Any, top_p: Any, temperature: Any 
         (0, 0.7, 1.0, 0.25),
         (0, 0.01, 1.0, 0.5),
         (2, 0.66, 1.0, 0.5),  # of what is left, 2/3 and 1/3
-        (0, 0.75, 0.5, 0.25),  # 16, 4, 1, 1 of 22
+        (2, 2 / 3, 1.0, 0.5),  # just enough
+        (2, 0.7, 1.0, 0.25),
+        (0, 0.72, 0.5, 0.5),  # 16, 4, 1, 1 of 22
         (4, 1.0, 1.0, 0.125),  # all there are
     ],
 )
 def test_small_examples_by_hand(top_k: int, top_p: float, temperature: float, expected: float) -> None:
     got = thresholds(INTERPRETED, np.log([0.125, 0.5, 0.125, 0.25]), top_k, top_p, temperature)
     assert np.exp(got).tolist() == pytest.approx([0.0 if expected == -np.inf else expected])
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(1, 1.0), (0, 0.3)])
+def test_neighbouring_numbers_are_told_apart(top_k: int, top_p: float) -> None:
+    """The second logit is the largest float32 below the first, and so is its weight below 1."""
+    assert thresholds(INTERPRETED, [1.0, np.nextafter(np.float32(1), np.float32(0))], top_k, top_p).tolist() == [1.0]
 
 
 @settings(max_examples=15)

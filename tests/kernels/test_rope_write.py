@@ -1,7 +1,8 @@
 """Rotating queries and keys and writing KV: every implementation against complex numbers in float64; the right slots and no others, and in place.
 
 Broken by hand in the GPU's kernel, once each, and caught: the pairing of a head's halves, the sign of the sine, rotating values too, the slot's 64 bits,
-writing padding, a query head of the neighbouring group, the scale of keys stored for values, and rounding down.
+writing padding, a query head of the neighbouring group, a slot's KV head, the place of each second half, the scale of keys stored for values, of one
+half only, of 128 steps and of zeros, rounding down, and not rounding to the model's numbers first.
 """
 
 import re
@@ -91,6 +92,17 @@ def test_int8_is_the_nearest_of_255_steps(implementation: Any) -> None:
         error = np.abs(numbers * scale[written][..., None] - exact[written])
         assert (error <= scale[written][..., None] * 0.5001).all()
         assert (np.delete(scale, written, axis=0) == 77).all()
+
+
+def test_int8_scales_are_of_the_models_numbers(implementation: Any) -> None:
+    """Keys are rounded to the model's precision before they are quantized: the largest of a head, 127 times its scale, is one of its numbers."""
+    arrays = draw_arrays(0, NUM_TOKENS, (2, 4, 80))
+    arrays["qkv"] = arrays["qkv"].astype(np.float16)
+    pages: list[Any] = [np.zeros(arrays["k_pages"].shape, np.int8)] * 2
+    scales: list[Any] = [np.zeros(arrays["k_pages"].shape[:2], np.float32)] * 2
+    _, kv = call(implementation, arrays, LayerKV(*pages, *scales))
+    highest = kv[2][arrays["slot_mapping"]] * 127
+    np.testing.assert_allclose(highest, highest.astype(np.float16), rtol=1e-6)
 
 
 def test_tokens_are_rounded_to_the_pages_dtype(implementation: Any) -> None:
