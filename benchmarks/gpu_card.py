@@ -1,38 +1,41 @@
-"""What this engine reaches on one GPU, beside what the GPU reaches: attention alone, the compiled step, the whole engine, every policy, and transformers.
+"""What this engine reaches on one GPU, beside what the GPU reaches, and first whether its numbers are right: attention alone, the compiled step, the whole engine, every policy, and transformers.
 
-    python -m benchmarks.gpu_card [--only PART,PART] [--output FILE.json] [--tiny]
+    python -m benchmarks.gpu_card [--only PART,PART] [--output FILE.json] [--flex] [--tiny]
 
 Run it from the root of a checkout; it needs no installation beyond jax, jax-triton, triton, flax, numpy, tokenizers, safetensors, tqdm and jinja2. PyTorch and
 transformers are compared with where they are installed. Parts, each in processes of its own, each a few minutes:
 
+    correct    every operation of the kernels against float64, and a small model's tokens; less than a minute
     ceilings   device copy bandwidth, and the rate of large bfloat16 products
     attention  ragged paged attention alone: decodes, chunks, and both in one launch; PyTorch's beside it
-    step       the compiled step of mistral-7b and llama3-8b beside the least time that it could take
+    step       the compiled step of mistral-7b and llama3-8b beside the least time that it could take; what sampling adds to it
     engine     start, tokens a second, idle share between steps, latencies under Poisson load, compiles
     policies   every scheduling policy under one load
     compare    transformers' generate beside ours
 
 Metrics: medians of several repeats of many calls; each part's module says what is counted. The last line of standard output is one JSON object with versions,
-device, commit, all rows, and the goals with what was got. Without a GPU, sizes are tiny and the figures mean nothing: it then only shows that the card works.
+device, commit, all rows, and the goals with what was got. With --output it is in that file after every row, so that a run that is cut off leaves what it has, and
+compiled programs are kept in FILE.cache beside it (else in the user's cache folder), where the next run finds them. The exit code is 1 if numbers are wrong.
+
+Without a GPU, sizes are tiny and the figures mean nothing: it then only shows that the card works.
 """
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from benchmarks.gpu.arithmetic import ceilings_of
-from benchmarks.gpu.goals import evaluate
-from benchmarks.gpu.machine import commit, versions
 from benchmarks.gpu.order import TINY_MODEL, Order, Row
 from benchmarks.gpu.parts import MODELS, PARTS, Child, child_environment, run_child, run_part, with_ceilings
+from benchmarks.gpu.report import Report
 from benchmarks.gpu.table import tables
 
-PART_TIMEOUT_S = 600.0
+CHILD_TIMEOUT_S = 240.0
 PROBE_TIMEOUT_S = 180.0
 
 
@@ -46,28 +49,25 @@ def probe(environment: dict[str, str]) -> Row:
     return row
 
 
-def measure(
-    names: list[str], device: Row, order: Order, environment: dict[str, str], timeout_s: float
-) -> dict[str, Any]:
-    """Run the parts, print a table of each, and put everything together."""
-    report: dict[str, Any] = {
-        "benchmark": "gpu_card",
-        "tiny": order.is_tiny,
-        "commit": commit(),
-        "versions": versions(),
-        "device": {name: value for name, value in device.items() if name not in ("kind", "case")},
-        "parts": {},
-    }
+def measure(names: list[str], report: Report, order: Order, environment: dict[str, str], timeout_s: float) -> None:
+    """Run the parts, print a table of each, and report every row when it is there."""
     for name in names:
         started_s = time.perf_counter()
-        rows = run_part(name, order, environment, timeout_s)
-        report["parts"][name] = {"seconds": time.perf_counter() - started_s, "rows": rows}
-        print(f"\n== {name} ({report['parts'][name]['seconds']:.0f} s)\n{tables(rows)}", flush=True)
+
+        def put(rows: list[Row], name: str = name, started_s: float = started_s) -> None:
+            report.put(name, time.perf_counter() - started_s, rows)
+
+        rows = run_part(name, order, environment, timeout_s, put)
+        warning = f"{shout(report.obstacle)}\n" if report.obstacle else ""
+        seconds = time.perf_counter() - started_s
+        print(f"\n== {name} ({seconds:.0f} s)\n{warning}{tables(rows)}", flush=True)
         if name == "ceilings":
             order = replace(order, ceilings=ceilings_of(rows))
-    rows_of_parts = {name: part["rows"] for name, part in report["parts"].items()}
-    report["goals"] = evaluate(rows_of_parts, is_tiny=order.is_tiny)
-    return report
+
+
+def shout(obstacle: str) -> str:
+    """For whoever reads a table's first lines and no more."""
+    return f"!!! NOT THE GPU'S OWN KERNELS: {obstacle}. No goal of speed is met or missed, and large prefills are left out. !!!"
 
 
 def part_names(text: str) -> list[str]:
@@ -87,37 +87,52 @@ def arguments() -> argparse.Namespace:
         metavar="PART,PART",
         help="only these parts, and the ceilings if they need them (default: all)",
     )
-    parser.add_argument("--output", type=Path, metavar="FILE.json", help="also write the JSON there")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE.json", help="keep the JSON there too, from the first row on"
+    )
+    parser.add_argument(
+        "--flex", action="store_true", help="time PyTorch's flex_attention too; it takes minutes to compile"
+    )
     parser.add_argument("--tiny", action="store_true", help="tiny sizes; chosen by itself where there is no GPU")
     parser.add_argument(
-        "--timeout-s", type=float, default=PART_TIMEOUT_S, metavar="X", help="longest that one child may take"
+        "--timeout-s", type=float, default=CHILD_TIMEOUT_S, metavar="X", help="longest that one child may take"
     )
     return parser.parse_args()
+
+
+def cache_folder(output: Path | None) -> Path | None:
+    """Beside the output, and only its owner's, since what is loaded from it is run. None: the user's."""
+    if output is None:
+        return None
+    folder = output.absolute().with_suffix(".cache")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
 
 
 def main() -> None:
     """Command line: see the module's text."""
     args = arguments()
+    environment = child_environment(cache_folder(args.output))
+    device = probe(environment)
+    is_tiny = args.tiny or device["platform"] == "cpu"
+    if is_tiny:
+        why = "no GPU" if device["platform"] == "cpu" else "--tiny"
+        print(f"{why}: sizes are tiny and the figures mean nothing")
+    if device["obstacle"]:
+        print(shout(device["obstacle"]))
+    print(f"device: {device['name']} ({device['platform']})", flush=True)
+    report = Report(device, is_tiny=is_tiny, output=args.output)
     with tempfile.TemporaryDirectory() as folder:
-        environment = child_environment(Path(folder) / "compiled")
-        device = probe(environment)
-        is_tiny = args.tiny or device["platform"] == "cpu"
-        model = Path(folder) / "tiny"
-        model.mkdir()
-        (model / "config.json").write_text(json.dumps(TINY_MODEL))
-        if is_tiny:
-            why = "no GPU" if device["platform"] == "cpu" else "--tiny"
-            print(f"{why}: sizes are tiny and the figures mean nothing")
-        print(f"device: {device['name']} ({device['platform']})", flush=True)
-        order = Order(is_tiny, str(model) if is_tiny else MODELS[0])
-        report = measure(with_ceilings(args.only), device, order, environment, args.timeout_s)
-    print(f"\n== goals\n{tables(report['goals'])}\n")
-    text = json.dumps(report)
-    if args.output:
-        args.output.write_text(text + "\n")
-    print(text)
-    sys.stdout.flush()
+        (Path(folder) / "config.json").write_text(json.dumps(TINY_MODEL))
+        order = Order(is_tiny, folder if is_tiny else MODELS[0], has_flex=args.flex)
+        measure(with_ceilings(args.only), report, order, environment, args.timeout_s)
+    print(f"\n== goals\n{tables(report.goals)}\n")
+    if report.has_wrong_numbers:
+        print("!!! NUMBERS ARE WRONG: see the part `correct`. !!!")
+    print(report.finish(), flush=True)
+    sys.exit(int(report.has_wrong_numbers))
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that a child does not outlive us
     main()

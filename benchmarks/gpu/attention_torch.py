@@ -1,6 +1,6 @@
 # ruff: noqa: TID251
 # pyright: reportMissingImports=false
-"""PyTorch's attention on the same GPU, over dense keys and values of the same lengths: its flash kernel, and flex_attention for a few cases.
+"""PyTorch's attention on the same GPU, over dense keys and values of the same lengths: its flash kernel, and, where it is asked for, flex_attention for a few cases.
 
 Runs in a process of its own that ends before jax takes the GPU's memory; the cases come without jax. Calls are captured into a CUDA graph, each on keys and values
 of its own, so that PyTorch's dispatch on the host and the device's cache count as little as on our side.
@@ -31,15 +31,16 @@ def rows(order: Order) -> Iterator[Row]:
     plan = plan_of(is_tiny=order.is_tiny)
     for case in plan.parts:
         row: Row = {"kind": "torch", "case": case.name}
-        yield attempt(row, lambda case=case: _measure(plan, case))
+        has_flex = order.has_flex and case in plan.flex
+        yield attempt(row, lambda case=case, has_flex=has_flex: _measure(plan, case, has_flex=has_flex))
         torch.cuda.empty_cache()
 
 
-def _measure(plan: AttentionPlan, case: Decodes | Prefill) -> Row:
+def _measure(plan: AttentionPlan, case: Decodes | Prefill, *, has_flex: bool) -> Row:
     q, caches = _tensors(plan, case)
     with torch.no_grad():
         found = _flash(plan, case, q, caches)
-        if case in plan.flex:
+        if has_flex:
             found |= _flex(case, q, caches)
     return found
 

@@ -6,15 +6,28 @@ from importlib import import_module
 from pathlib import Path
 
 from benchmarks.gpu.order import Order
+from benchmarks.gpu.table import line
+from sarathi_jax.gpu_defaults import apply_defaults
 
 
 def main() -> None:
     module, asked, answers = sys.argv[1:]
     order = Order.from_json(Path(asked).read_text(encoding="utf-8"))
+    apply_defaults()  # before anything asks jax for a device
+    part = import_module(f"benchmarks.gpu.{module}")
+    if "jax" in sys.modules:
+        keep_programs()
     with Path(answers).open("a", encoding="utf-8") as file:
-        for row in import_module(f"benchmarks.gpu.{module}").rows(order):
+        for row in part.rows(order):
             print(json.dumps(row), file=file, flush=True)
-            print(f"{module}: {row['case']}", file=sys.stderr, flush=True)
+            print(f"{module}: {line(row)}", file=sys.stderr, flush=True)
+
+
+def keep_programs() -> None:
+    """Where the engine keeps its own, unless the environment names a folder."""
+    from sarathi_jax.execution.programs import use_compile_cache
+
+    use_compile_cache(None)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,10 @@ PACKAGES = ("jax", "jaxlib", "jax-triton", "triton", "flax", "numpy", "torch", "
 
 
 def rows(order: Order) -> Iterator[Row]:
-    """One row: the first device that jax sees."""
+    """One row: the first device that jax sees, and why its attention is not the GPU's own, if it is not."""
     import jax
+
+    from benchmarks.gpu.checks import attention_obstacle
 
     del order
     device = jax.devices()[0]
@@ -28,6 +30,7 @@ def rows(order: Order) -> Iterator[Row]:
         "compute_capability": getattr(device, "compute_capability", None),
         "num_multiprocessors": getattr(device, "core_count", None),
         "memory_bytes": stats.get("bytes_limit") if stats else None,
+        "obstacle": attention_obstacle(device),
     }
 
 

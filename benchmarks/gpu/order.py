@@ -28,12 +28,14 @@ class Order:
     model: a built-in shape, or a folder with a configuration.
     ceilings: `copy_bytes_per_s` and `matmul_flops_per_s` of this device; empty if they are not known.
     beside: rows of another library's child, by their `case`.
+    has_flex: whether flex_attention is compiled and timed, which takes it minutes.
     """
 
     is_tiny: bool
     model: str
     ceilings: Mapping[str, float] = field(default_factory=dict)
     beside: Mapping[str, Row] = field(default_factory=dict)
+    has_flex: bool = False
 
     @property
     def model_name(self) -> str:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +19,11 @@ from benchmarks.gpu.order import MAX_REASON, Order, Row
 
 NUM_LAST_LINES = 5  # of what a child said, for the reason that it ended early
 MODELS = ("mistral-7b", "llama3-8b")
+OnRows = Callable[[list[Row]], None]  # told of all rows so far, whenever there is another
+
+
+def _ignore(rows: list[Row]) -> None:
+    del rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,7 @@ class Child:
 
 
 PARTS: dict[str, tuple[Child, ...]] = {
+    "correct": (Child("correct"),),
     "ceilings": (Child("ceilings"),),
     "attention": (Child("attention_torch", needs=("torch",), is_beside=True), Child("attention")),
     "step": (Child("step"), Child("step", MODELS[1], is_full_only=True)),
@@ -56,20 +62,26 @@ def with_ceilings(names: Sequence[str]) -> list[str]:
     return [name for name in PARTS if name in wanted]
 
 
-def run_part(name: str, order: Order, environment: dict[str, str], timeout_s: float) -> list[Row]:
-    """All rows of a part."""
+def run_part(
+    name: str, order: Order, environment: dict[str, str], timeout_s: float, on_rows: OnRows = _ignore
+) -> list[Row]:
+    """All rows of a part. timeout_s: of each child. on_rows: told of the part's rows as they come."""
     rows: list[Row] = []
     for child in PARTS[name]:
         if child.is_full_only and order.is_tiny:
             continue
-        found = run_child(child, order, environment, timeout_s)
+        before = [*rows]
+        found = run_child(child, order, environment, timeout_s, lambda found, before=before: on_rows(before + found))
         if child.is_beside:
             order = replace(order, beside={row["case"]: row for row in found})
         rows += found
+        on_rows(rows)
     return rows
 
 
-def run_child(child: Child, order: Order, environment: dict[str, str], timeout_s: float) -> list[Row]:
+def run_child(
+    child: Child, order: Order, environment: dict[str, str], timeout_s: float, on_rows: OnRows = _ignore
+) -> list[Row]:
     """Rows of one child; if it is not there to run, or ends early, the last row says why."""
     missing = [package for package in child.needs if find_spec(package) is None]
     if missing:
@@ -82,12 +94,18 @@ def run_child(child: Child, order: Order, environment: dict[str, str], timeout_s
         asked = Path(folder) / "order"
         asked.write_text(order.to_json(), encoding="utf-8")
         command = [sys.executable, "-m", "benchmarks.gpu.child", child.module, str(asked), str(answers)]
-        reason = _run(command, environment, timeout_s)
-        rows: list[Row] = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
+        reason = _run(command, environment, timeout_s, lambda: on_rows(_read(answers)))
+        rows = _read(answers)
     return rows + ([{"kind": "ended", "case": child.module, "failed": reason}] if reason else [])
 
 
-def _run(command: list[str], environment: dict[str, str], timeout_s: float) -> str | None:
+def _read(answers: Path) -> list[Row]:
+    """The rows that are there whole."""
+    lines = answers.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _run(command: list[str], environment: dict[str, str], timeout_s: float, on_line: Callable[[], None]) -> str | None:
     """Run a command in a process group of its own; what it says goes to our standard error. Returns: why it did not end well, or None."""
     process = subprocess.Popen(
         command,
@@ -112,7 +130,9 @@ def _run(command: list[str], environment: dict[str, str], timeout_s: float) -> s
         try:
             for line in process.stdout:
                 sys.stderr.write(line)
+                sys.stderr.flush()
                 last_lines.append(line)
+                on_line()
             process.wait()
         finally:
             timer.cancel()
@@ -130,10 +150,10 @@ def _kill(process: "subprocess.Popen[str]") -> None:
     process.wait()
 
 
-def child_environment(compile_cache: Path) -> dict[str, str]:
-    """Children find each other's programs in one folder; what the caller has set stays."""
-    defaults = {
-        "JAX_COMPILATION_CACHE_DIR": str(compile_cache),
+def child_environment(compile_cache: Path | None) -> dict[str, str]:
+    """Children find each other's programs in one folder, and so does the next run; what the caller has set stays. None: the user's cache folder."""
+    defaults = {"JAX_COMPILATION_CACHE_DIR": str(compile_cache)} if compile_cache else {}
+    defaults |= {
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "TF_CPP_MIN_LOG_LEVEL": "1",

@@ -9,18 +9,16 @@ from dataclasses import dataclass
 from functools import partial
 
 from benchmarks.gpu.arithmetic import count_stalls
-from benchmarks.gpu.compiled_model import CompiledModel, compile_model
+from benchmarks.gpu.compiled_model import CompiledModel, compile_model, make_engine
 from benchmarks.gpu.order import Order, Row, attempt
 from benchmarks.gpu.serving import Load, Recorder, latencies, send, throughput, warm_up
 from sarathi_jax.cli.report import step_mix
-from sarathi_jax.clock import WallClock
 from sarathi_jax.config import EngineConfig
 from sarathi_jax.engine.engine import Engine
 from sarathi_jax.execution.executor import JaxExecutor
 from sarathi_jax.outputs import RequestOutput
-from sarathi_jax.scheduling.policies import POLICIES, make_policy
+from sarathi_jax.scheduling.policies import POLICIES
 from sarathi_jax.scheduling.schedule import Schedule
-from sarathi_jax.scheduling.scheduler import Scheduler
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,20 +89,11 @@ class PoliciesBench:
         return self.plan.budgets.get(policy, self.plan.max_budget)
 
     def _run(self, policy: str, requests_per_s: float | None) -> tuple[list[RequestOutput], list[Schedule], Engine]:
-        geometry, recorder = self._compiled.programs.geometry, Recorder(self.executor)
-        scheduler = Scheduler(
-            make_policy(policy),
-            num_pages=geometry.num_pages,
-            page_size=geometry.page_size,
-            token_budget=self._budget(policy),
-            max_num_seqs=geometry.max_num_seqs,
-            max_model_len=geometry.max_model_len,
-            vocab_size=geometry.vocab_size,
-        )
-        engine = Engine(scheduler, recorder, WallClock(), is_overlapped=self._config.overlap, tokenizer=None)
+        recorder, budget = Recorder(self.executor), self._budget(policy)
+        engine = make_engine(self._compiled, recorder, self._config, policy=policy, token_budget=budget)
         warm_up(engine)
         recorder.schedules.clear()
-        outputs = send(engine, self.plan.load, geometry.vocab_size, requests_per_s)
+        outputs = send(engine, self.plan.load, self._compiled.config.vocab_size, requests_per_s)
         return outputs, recorder.schedules, engine
 
 

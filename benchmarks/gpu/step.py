@@ -3,6 +3,8 @@
 Decodes: `context` tokens each, one program a batch size. Their floor is reading every weight once (of the embedding table only the rows that are looked up, unless
 it is the head too) and the KV of every row once, at the bandwidth that `ceilings` measured. Prefills: one chunk without history; their floor is the products'
 and the attention's operations at the measured rate of products. Nothing comes from the host but the dispatch: the packed array lies on the device.
+
+Sampling: the same decodes, with temperature, top-k and top-p for every row, beside the greedy step, one measured right after the other.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,17 +22,20 @@ from benchmarks.gpu.timing import time_chain
 from sarathi_jax.config import EngineConfig
 from sarathi_jax.execution.buckets import Bucket, Variant
 from sarathi_jax.execution.packing import SlotTables, pack
+from sarathi_jax.execution.sampling_row import pack_sampling_row
 from sarathi_jax.sampling_params import SamplingParams
 from sarathi_jax.scheduling.schedule import Schedule, ScheduledRow
 
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
+DRAWN = SamplingParams(temperature=0.8, top_k=50, top_p=0.9, ignore_eos=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepPlan:
-    """Which steps. Sizes have to be sizes of buckets."""
+    """Which steps. Sizes have to be sizes of buckets. sampled: batch sizes that are drawn as well."""
 
     batch_sizes: tuple[int, ...]
+    sampled: tuple[int, ...]
     context: int
     chunks: tuple[int, ...]
     max_model_len: int
@@ -39,12 +44,13 @@ class StepPlan:
 
 FULL = StepPlan(
     batch_sizes=(1, 4, 16, 32, 64, 128, 256),
+    sampled=(1, 64),
     context=1024,
     chunks=(512, 2048),
     max_model_len=4096,
     memory_fraction=0.8,
 )
-TINY = StepPlan(batch_sizes=(1, 4), context=16, chunks=(16,), max_model_len=64, memory_fraction=0.9)
+TINY = StepPlan(batch_sizes=(1, 4), sampled=(4,), context=16, chunks=(16,), max_model_len=64, memory_fraction=0.9)
 
 
 class StepBench:
@@ -61,10 +67,13 @@ class StepBench:
             max_model_len=plan.max_model_len,
             memory_fraction=plan.memory_fraction,
         )
-        self.compiled: CompiledModel = compile_model(config, partial(_is_wanted, plan))
+        self.compiled: CompiledModel = compile_model(
+            config, partial(_is_wanted, plan), (Variant.GREEDY, Variant.SAMPLE)
+        )
         self.geometry = self.compiled.programs.geometry
         self._rng = np.random.default_rng(0)
         self._slots = SlotTables(self.geometry)
+        self._slots.sampling[:] = [pack_sampling_row(DRAWN, seed) for seed in range(self.geometry.max_num_seqs)]
         self._state = _with_random_pages(self.compiled.programs.programs.make_state())
 
     @property
@@ -73,11 +82,11 @@ class StepBench:
         config = self.compiled.config
         return config.num_layers * kv_bytes(1, config.num_kv_heads, config.head_dim, kv_itemsize(self._state))
 
-    def time(self, lengths: Sequence[tuple[int, int]]) -> Row:
+    def time(self, lengths: Sequence[tuple[int, int]], variant: Variant = Variant.GREEDY) -> Row:
         """Time a step of rows (tokens in the cache before it, tokens of the step). Raises: SkippedError if they don't fit."""
         schedule = self._schedule(lengths)
         bucket = self.compiled.programs.table.choose(
-            schedule.num_tokens, len(lengths), is_decode_only=schedule.is_decode_only, variant=Variant.GREEDY
+            schedule.num_tokens, len(lengths), is_decode_only=schedule.is_decode_only, variant=variant
         )
         packed = jax.device_put(pack(schedule, bucket, self.geometry, self._slots), self.compiled.device)
         step, params = self.compiled.programs.programs.steps[bucket], self.compiled.params
@@ -110,6 +119,9 @@ def rows(order: Order) -> Iterator[Row]:
     for batch in plan.batch_sizes:
         row: Row = {"kind": "decode step", "case": f"{order.model_name} {batch}x{plan.context}", "batch": batch}
         yield attempt(row, partial(_decode, bench, order, batch))
+    for batch in plan.sampled:
+        row = {"kind": "sample step", "case": f"{order.model_name} {batch}x{plan.context}", "batch": batch}
+        yield attempt(row, partial(_sampled, bench, batch))
     for chunk in plan.chunks:
         row = {"kind": "prefill step", "case": f"{order.model_name} {chunk}", "chunk": chunk}
         yield attempt(row, partial(_prefill, bench, order, chunk))
@@ -122,6 +134,14 @@ def _decode(bench: StepBench, order: Order, batch: int) -> Row:
     ceiling = order.ceilings.get("copy_bytes_per_s")
     floor_s = decode_floor_s(bench.compiled.weight_bytes_read, num_kv_bytes, ceiling) if ceiling else None
     return found | _against(floor_s, found["seconds"])
+
+
+def _sampled(bench: StepBench, batch: int) -> Row:
+    """What drawing costs beyond the largest logit."""
+    lengths = [(bench.plan.context - 1, 1)] * batch
+    greedy_s = bench.time(lengths)["seconds"]
+    found = bench.time(lengths, Variant.SAMPLE)
+    return found | {"greedy_s": greedy_s, "difference_us": (found["seconds"] - greedy_s) * 1e6}
 
 
 def _prefill(bench: StepBench, order: Order, chunk: int) -> Row:
@@ -156,6 +176,8 @@ def _against(floor_s: float | None, seconds: float) -> Row:
 
 
 def _is_wanted(plan: StepPlan, bucket: Bucket) -> bool:
+    if bucket.variant is Variant.SAMPLE:
+        return bucket.is_decode_only and bucket.num_tokens in plan.sampled
     return bucket.num_tokens in (plan.batch_sizes if bucket.is_decode_only else plan.chunks)
 
 

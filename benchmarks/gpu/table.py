@@ -8,6 +8,7 @@ from benchmarks.gpu.order import Row
 
 HIDDEN = ("kind", "lowest_s", "highest_s", "num_weight_bytes", "num_kv_bytes", "num_flops")
 HEADINGS = {"bytes_per_s": "rate", "flops_per_s": "rate", "seconds": "time", "num_bytes": "moved"}
+SCIENTIFIC = ("error", "bound")
 DASH = "-"
 
 
@@ -15,6 +16,12 @@ def tables(rows: Sequence[Row]) -> str:
     """All rows of a part."""
     texts = [_table(kind, list(group)) for kind, group in groupby(rows, key=lambda row: row.get("kind", ""))]
     return "\n\n".join(texts)
+
+
+def line(row: Row) -> str:
+    """A row by itself."""
+    names = [name for name in row if name not in (*HIDDEN, "case")]
+    return ", ".join([str(row.get("case", "")), *(f"{_heading(name)} {_cell(name, row[name])}" for name in names)])
 
 
 def _table(kind: str, rows: list[Row]) -> str:
@@ -47,6 +54,8 @@ def _cell(name: str, value: Any) -> str:
         return "yes" if value else "NO"
     if not isinstance(value, int | float):
         return str(value)
+    if name in SCIENTIFIC:
+        return f"{value:.1e}"
     if name.endswith("bytes_per_s"):
         return f"{value / 1e9:.1f} GB/s"
     if name.endswith("flops_per_s"):

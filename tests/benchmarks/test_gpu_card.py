@@ -176,12 +176,16 @@ ENDED = {"kind": "ended", "case": "attention", "failed": "exit code 1"}
     ],
 )
 def test_the_worst_case_decides(rows: list[dict[str, Any]], got: float | None, met: bool | None):
-    found = goals.evaluate({"attention": rows}, is_tiny=False)[0]
-    assert (found["name"], found["got"], found["met"]) == ("decode attention", got, met)
+    found = {goal["name"]: goal for goal in goals.evaluate({"attention": rows}, is_tiny=False)}["decode attention"]
+    assert (found["got"], found["met"]) == (got, met)
 
 
 def test_each_goal_reads_its_own_rows():
     rows = {
+        "correct": [
+            {"kind": "copy_pages", "case": "x", "share_of_bound": 0.9},
+            {"kind": "tokens", "skipped": "no GPU"},
+        ],
         "attention": [
             decode(0.9),
             {"kind": "prefill attention", "case": "x", "flash_over_ours": 1.2},
@@ -200,6 +204,7 @@ def test_each_goal_reads_its_own_rows():
     }
     met = {found["name"]: found["met"] for found in goals.evaluate(rows, is_tiny=False)}
     assert met == {
+        "numbers are right": True,
         "decode attention": True,
         "prefill attention": True,
         "mixed attention": False,
@@ -209,7 +214,23 @@ def test_each_goal_reads_its_own_rows():
         "compiles after ready": True,
     }
     tiny = {found["name"]: found["met"] for found in goals.evaluate(rows, is_tiny=True)}
-    assert tiny == dict.fromkeys(met, None) | {"compiles after ready": True}
+    assert tiny == dict.fromkeys(met, None) | {"compiles after ready": True, "numbers are right": True}
+    slow = goals.evaluate(rows, is_tiny=False, obstacle="attention is xla")
+    assert {found["name"]: found["met"] for found in slow} == tiny
+    assert {found["obstacle"] for found in slow if found["met"] is None} == {"attention is xla"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"kind": "copy_pages", "case": "x", "share_of_bound": 1.5, "failed": "past its bound"},
+        {"kind": "copy_pages", "case": "x", "failed": "it ended in an error"},
+        {"kind": "ended", "case": "correct", "failed": "exit code 1"},
+    ],
+)
+def test_one_failed_check_means_that_numbers_are_wrong(row: dict[str, Any]):
+    right = {"kind": "copy_pages", "case": "y", "share_of_bound": 0.5}
+    assert goals.evaluate({"correct": [right, row]}, is_tiny=True)[0]["met"] is False
 
 
 # ---- rows and children ----
@@ -227,7 +248,7 @@ def test_a_case_that_fails_says_why_and_costs_no_other():
 
 
 def test_an_order_survives_its_way_to_a_child():
-    sent = order.Order(True, "model", {"copy_bytes_per_s": 2.5}, {"decode 1x1": {"torch_flash_s": 0.5}})
+    sent = order.Order(True, "model", {"copy_bytes_per_s": 2.5}, {"decode 1x1": {"torch_flash_s": 0.5}}, has_flex=True)
     assert order.Order.from_json(sent.to_json()) == sent
 
 
@@ -254,6 +275,20 @@ def test_a_child_that_breaks_leaves_its_reason():
 def test_a_child_that_takes_too_long_is_ended():
     (row,) = parts.run_child(parts.Child("machine"), ORDER, dict(os.environ), 0.01)
     assert row == {"kind": "ended", "case": "machine", "failed": "it took longer than 0 s"}
+
+
+def test_rows_are_told_of_as_they_come():
+    seen: list[list[order.Row]] = []
+    rows = parts.run_child(parts.Child("machine"), ORDER, dict(os.environ), 60.0, seen.append)
+    assert rows in seen and rows[0]["platform"] == "cpu"
+
+
+def test_programs_are_kept_beside_the_output_or_where_the_engine_keeps_them(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    assert parts.child_environment(Path("card.cache"))["JAX_COMPILATION_CACHE_DIR"] == "card.cache"
+    assert "JAX_COMPILATION_CACHE_DIR" not in parts.child_environment(None)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "mine")
+    assert parts.child_environment(Path("card.cache"))["JAX_COMPILATION_CACHE_DIR"] == "mine"
 
 
 def test_tables_have_units_and_one_heading_a_kind():
@@ -338,4 +373,4 @@ def test_an_unknown_part_lists_the_right_ones():
         [sys.executable, "-m", "benchmarks.gpu_card", "--only", "steps"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 2
-    assert "there is no part steps: choose from ceilings, attention, step" in done.stderr
+    assert "there is no part steps: choose from correct, ceilings, attention, step" in done.stderr

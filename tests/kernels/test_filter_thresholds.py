@@ -58,7 +58,7 @@ def test_neighbouring_numbers_are_told_apart(top_k: int, top_p: float) -> None:
     assert thresholds(INTERPRETED, [1.0, np.nextafter(np.float32(1), np.float32(0))], top_k, top_p).tolist() == [1.0]
 
 
-@settings(max_examples=15)
+@settings(max_examples=6)
 @given(seed=st.integers(0, 999), vocab_size=st.sampled_from([5, 300, 17_000]), is_tied=st.booleans())
 def test_the_plain_search_finds_the_same(seed: int, vocab_size: int, is_tied: bool) -> None:
     """17,000 logits are two blocks. Sums of float32 in another order may part tokens of almost equal mass otherwise: never those further apart."""
