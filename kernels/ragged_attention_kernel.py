@@ -21,9 +21,8 @@ Scores are in units of log2(e), so that weights are powers of two. Offsets into 
 import triton
 import triton.language as tl
 
-NOTHING_SEEN = tl.constexpr(
-    -1e30
-)  # a running maximum below any score; finite, so that subtracting it is never inf - inf
+# A running maximum below any score; finite, so that subtracting it is never inf - inf.
+NOTHING_SEEN = tl.constexpr(-1e30)
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -52,14 +51,8 @@ def _decode_spans(kv_lens, is_decode, WINDOW: tl.constexpr, TILE: tl.constexpr, 
 
 @triton.jit
 def _chunk_spans(
-    kv_lens,
-    num_blocks,
-    WINDOW: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
-    TILE: tl.constexpr,
-    EXTRA: tl.constexpr,
-    MIN: tl.constexpr,
-):
+    kv_lens, num_blocks, WINDOW: tl.constexpr, BLOCK_Q: tl.constexpr, TILE: tl.constexpr, EXTRA: tl.constexpr, MIN: tl.constexpr,
+):  # fmt: skip
     """i32[rows]: spans of each tile of queries of a chunk row. num_blocks: how many of those it has, 0 for decode rows."""
     tiles = tl.cdiv(kv_lens, TILE)
     if WINDOW > 0:
@@ -130,17 +123,8 @@ def _take_tiles(
 
 @triton.jit
 def _store(
-    weighted,
-    total,
-    highest,
-    out_at,
-    partial_at,
-    stats_at,
-    is_stored,
-    is_whole,
-    HEAD_DIM: tl.constexpr,
-    HEAD_PAD: tl.constexpr,
-):
+    weighted, total, highest, out_at, partial_at, stats_at, is_stored, is_whole, HEAD_DIM: tl.constexpr, HEAD_PAD: tl.constexpr,
+):  # fmt: skip
     """Write a tile of queries where it belongs, or what it saw of its span for the merge.
 
     out_at, partial_at, stats_at: pointers [M] to the first number of each query. is_stored: bool[M].
