@@ -135,11 +135,12 @@ def compile_case(case: Case) -> KernelReport:
     call, sm = case.call, case.call.target.sm
     names = [parameter.name for parameter in call.kernel.params]
     constants = {name: call.constants[name] for name in names if name in call.constants}
-    pointers = [name for name in names if name not in constants]
+    pointers = [name for name in names if name not in constants and name not in call.scalars]
     assert len(pointers) == len(case.types), f"{case.name} has the pointers {pointers}"
     # As jax-triton does for the arrays of a program: without it there are no asynchronous copies.
     aligned = {(index,): [["tt.divisibility", 16]] for index in range(len(pointers))}
-    signature = dict(zip(pointers, case.types, strict=True)) | dict.fromkeys(constants, "constexpr")
+    types = dict(zip(pointers, case.types, strict=True)) | dict.fromkeys(call.scalars, "i32")
+    signature = {name: types.get(name, "constexpr") for name in names}
     source = ASTSource(fn=call.kernel, signature=signature, constexprs=constants, attrs=aligned)
     options = {"num_warps": call.num_warps, "num_stages": call.num_stages, "ptx_version": PTX_VERSION}
     kernel, log = _compile(source, sm, options)

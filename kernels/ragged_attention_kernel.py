@@ -27,37 +27,40 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _spans(tiles, tiles_each, EXTRA: tl.constexpr, MIN_TILES: tl.constexpr):
+def _spans(tiles, tiles_each, extra, IS_CUT: tl.constexpr, MIN_TILES: tl.constexpr):
     """How many spans each row's KV is cut into.
 
     tiles: i32[rows], tiles of KV that a tile of the row's queries sees at most. tiles_each: i32[rows], how many tiles of queries it has.
-    The sum over rows of tiles_each * spans is at most EXTRA more than the sum of tiles_each. EXTRA 0: nothing is cut.
+    The sum over rows of tiles_each * spans is at most `extra` more than the sum of tiles_each.
     """
-    if EXTRA == 0:
+    if not IS_CUT:
         return tl.minimum(tiles, 1)
-    length = tl.maximum(tl.cdiv(tl.sum(tiles * tiles_each), EXTRA), MIN_TILES)
+    length = tl.maximum(tl.cdiv(tl.sum(tiles * tiles_each), extra), MIN_TILES)
     return tl.cdiv(tiles, length)
 
 
 @triton.jit
-def _decode_spans(kv_lens, is_decode, WINDOW: tl.constexpr, TILE: tl.constexpr, EXTRA: tl.constexpr, MIN: tl.constexpr):
+def _decode_spans(
+    kv_lens, is_decode, extra, WINDOW: tl.constexpr, TILE: tl.constexpr, IS_CUT: tl.constexpr, MIN: tl.constexpr,
+):  # fmt: skip
     """i32[rows]: spans of each decode row, 0 for others."""
     first = tl.zeros_like(kv_lens)
     if WINDOW > 0:
         first = tl.maximum(kv_lens - WINDOW, 0) // TILE
     tiles = tl.where(is_decode, tl.cdiv(kv_lens, TILE) - first, 0)
-    return _spans(tiles, tl.minimum(tiles, 1), EXTRA, MIN)
+    return _spans(tiles, tl.minimum(tiles, 1), extra, IS_CUT, MIN)
 
 
 @triton.jit
 def _chunk_spans(
-    kv_lens, num_blocks, WINDOW: tl.constexpr, BLOCK_Q: tl.constexpr, TILE: tl.constexpr, EXTRA: tl.constexpr, MIN: tl.constexpr,
+    kv_lens, num_blocks, extra,
+    WINDOW: tl.constexpr, BLOCK_Q: tl.constexpr, TILE: tl.constexpr, IS_CUT: tl.constexpr, MIN: tl.constexpr,
 ):  # fmt: skip
     """i32[rows]: spans of each tile of queries of a chunk row. num_blocks: how many of those it has, 0 for decode rows."""
     tiles = tl.cdiv(kv_lens, TILE)
     if WINDOW > 0:
         tiles = tl.minimum(tiles, (WINDOW + BLOCK_Q - 2) // TILE + 2)
-    return _spans(tl.where(num_blocks > 0, tiles, 0), num_blocks, EXTRA, MIN)
+    return _spans(tl.where(num_blocks > 0, tiles, 0), num_blocks, extra, IS_CUT, MIN)
 
 
 @triton.jit
@@ -233,34 +236,36 @@ def _decode_item(
 def attend_kernel(
     q, k_pages, v_pages, k_scales, v_scales, kv_lens, block_tables, cu_q_lens, num_decode_rows,
     out, decode_partials, decode_stats, chunk_partials, chunk_stats,
-    NUM_ROWS: tl.constexpr, ROWS_PAD: tl.constexpr, BLOCKS_PER_ROW: tl.constexpr,
+    num_rows, decode_extra, chunk_extra, num_programs,
+    ROWS_PAD: tl.constexpr, BLOCKS_PER_ROW: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_PAD: tl.constexpr, PAGE_SIZE: tl.constexpr,
     SCALE: tl.constexpr, SOFT_CAP: tl.constexpr, WINDOW: tl.constexpr, HAS_SCALES: tl.constexpr, HAS_CHUNKS: tl.constexpr,
-    DECODE_M: tl.constexpr, DECODE_TILE: tl.constexpr, DECODE_EXTRA: tl.constexpr,
-    CHUNK_M: tl.constexpr, CHUNK_TILE: tl.constexpr, CHUNK_EXTRA: tl.constexpr, MIN_TILES: tl.constexpr,
-    NUM_PROGRAMS: tl.constexpr,
+    DECODE_M: tl.constexpr, DECODE_TILE: tl.constexpr, IS_DECODE_CUT: tl.constexpr,
+    CHUNK_M: tl.constexpr, CHUNK_TILE: tl.constexpr, IS_CHUNK_CUT: tl.constexpr, MIN_TILES: tl.constexpr,
 ):  # fmt: skip
-    """See `ragged_attention_triton`. Grid: (NUM_PROGRAMS * K,). Of decodes alone a program takes one item, at most; else every NUM_PROGRAMS-th.
+    """See `ragged_attention_triton`. Grid: (num_programs * K,). Of decodes alone a program takes one item, at most; else every num_programs-th.
 
     decode_partials: f32[items, H, D] and decode_stats: f32[items, H, 2] (running maximum, weight); chunk_partials: f32[items, K, CHUNK_M, D] and
     chunk_stats: f32[items, K, CHUNK_M, 2].
     """
     kv_head, place = tl.program_id(0) % NUM_KV_HEADS, tl.program_id(0) // NUM_KV_HEADS
     rows = tl.arange(0, ROWS_PAD)
-    lens = tl.load(kv_lens + rows, mask=rows < NUM_ROWS, other=0)
+    lens = tl.load(kv_lens + rows, mask=rows < num_rows, other=0)
     num_decodes = tl.load(num_decode_rows)
-    decode_spans = _decode_spans(lens, rows < num_decodes, WINDOW, DECODE_TILE, DECODE_EXTRA, MIN_TILES)
+    decode_spans = _decode_spans(lens, rows < num_decodes, decode_extra, WINDOW, DECODE_TILE, IS_DECODE_CUT, MIN_TILES)
     decode_ends = tl.cumsum(decode_spans)
     num_decode_items = tl.sum(decode_spans)
     if HAS_CHUNKS:
-        starts = tl.load(cu_q_lens + rows, mask=rows < NUM_ROWS, other=0)
-        ends = tl.load(cu_q_lens + rows + 1, mask=rows < NUM_ROWS, other=0)
+        starts = tl.load(cu_q_lens + rows, mask=rows < num_rows, other=0)
+        ends = tl.load(cu_q_lens + rows + 1, mask=rows < num_rows, other=0)
         num_blocks = tl.where((rows >= num_decodes) & (lens > 0), tl.cdiv(ends - starts, CHUNK_M // GROUP), 0)
-        chunk_spans = _chunk_spans(lens, num_blocks, WINDOW, CHUNK_M // GROUP, CHUNK_TILE, CHUNK_EXTRA, MIN_TILES)
+        chunk_spans = _chunk_spans(
+            lens, num_blocks, chunk_extra, WINDOW, CHUNK_M // GROUP, CHUNK_TILE, IS_CHUNK_CUT, MIN_TILES
+        )
         chunk_ends = tl.cumsum(num_blocks * chunk_spans)
         num_chunk_items = tl.sum(num_blocks * chunk_spans)
         num_items = num_decode_items + num_chunk_items
-        for each in range(place, num_items, NUM_PROGRAMS):
+        for each in range(place, num_items, num_programs):
             chunks_before = each * num_chunk_items // num_items
             if (each + 1) * num_chunk_items // num_items > chunks_before:
                 item = num_chunk_items - 1 - chunks_before
@@ -297,10 +302,11 @@ def attend_kernel(
 @triton.jit
 def merge_kernel(
     out, decode_partials, decode_stats, chunk_partials, chunk_stats, kv_lens, cu_q_lens, num_decode_rows,
-    NUM_ROWS: tl.constexpr, ROWS_PAD: tl.constexpr, NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
+    num_rows, decode_extra, chunk_extra,
+    ROWS_PAD: tl.constexpr, NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
     HEAD_PAD: tl.constexpr, WINDOW: tl.constexpr, HAS_CHUNKS: tl.constexpr,
-    DECODE_TILE: tl.constexpr, DECODE_EXTRA: tl.constexpr,
-    CHUNK_M: tl.constexpr, CHUNK_TILE: tl.constexpr, CHUNK_EXTRA: tl.constexpr, MIN_TILES: tl.constexpr,
+    DECODE_TILE: tl.constexpr, IS_DECODE_CUT: tl.constexpr,
+    CHUNK_M: tl.constexpr, CHUNK_TILE: tl.constexpr, IS_CHUNK_CUT: tl.constexpr, MIN_TILES: tl.constexpr,
     SPANS_TILE: tl.constexpr,
 ):  # fmt: skip
     """Put the spans of cut rows together. Grid: (tokens * H,); tokens of rows in one span, and of none, stay as they are."""
@@ -308,20 +314,24 @@ def merge_kernel(
     BLOCK_Q: tl.constexpr = CHUNK_M // GROUP
     token, head = tl.program_id(0) // NUM_HEADS, tl.program_id(0) % NUM_HEADS
     rows = tl.arange(0, ROWS_PAD)
-    lens = tl.load(kv_lens + rows, mask=rows < NUM_ROWS, other=0)
-    ends = tl.load(cu_q_lens + rows + 1, mask=rows < NUM_ROWS, other=2147483647)
+    lens = tl.load(kv_lens + rows, mask=rows < num_rows, other=0)
+    ends = tl.load(cu_q_lens + rows + 1, mask=rows < num_rows, other=2147483647)
     num_decodes = tl.load(num_decode_rows)
     row = tl.sum((ends <= token).to(tl.int32))
     spans, first = 0, 0
     if row < num_decodes:
-        decode_spans = _decode_spans(lens, rows < num_decodes, WINDOW, DECODE_TILE, DECODE_EXTRA, MIN_TILES)
+        decode_spans = _decode_spans(
+            lens, rows < num_decodes, decode_extra, WINDOW, DECODE_TILE, IS_DECODE_CUT, MIN_TILES
+        )
         spans = tl.sum(tl.where(rows == row, decode_spans, 0))
         first = tl.sum(tl.where(rows < row, decode_spans, 0)) * NUM_HEADS + head
-    elif HAS_CHUNKS and CHUNK_EXTRA > 0:
-        if row < NUM_ROWS:  # apart: the line above is decided when the kernel is compiled
-            starts = tl.load(cu_q_lens + rows, mask=rows < NUM_ROWS, other=2147483647)
+    elif HAS_CHUNKS and IS_CHUNK_CUT:
+        if row < num_rows:  # apart: the line above is decided when the kernel is compiled
+            starts = tl.load(cu_q_lens + rows, mask=rows < num_rows, other=2147483647)
             num_blocks = tl.where((rows >= num_decodes) & (lens > 0), tl.cdiv(ends - starts, BLOCK_Q), 0)
-            chunk_spans = _chunk_spans(lens, num_blocks, WINDOW, BLOCK_Q, CHUNK_TILE, CHUNK_EXTRA, MIN_TILES)
+            chunk_spans = _chunk_spans(
+                lens, num_blocks, chunk_extra, WINDOW, BLOCK_Q, CHUNK_TILE, IS_CHUNK_CUT, MIN_TILES
+            )
             spans = tl.sum(tl.where(rows == row, chunk_spans, 0))
             offset = token - tl.load(cu_q_lens + row)
             item = tl.sum(tl.where(rows < row, num_blocks * chunk_spans, 0)) + offset // BLOCK_Q * spans

@@ -22,6 +22,7 @@ MIXED_PROGRAMS = (
     4  # for each multiprocessor, that a mixed launch has at most; with more items than that, each takes several
 )
 CHUNK_ITEMS = 1  # for each multiprocessor, over all KV heads, that chunks should have at least; where they have far fewer, they are cut
+MIN_ROWS_PAD = 128  # rows that programs look at, at least: buckets of fewer rows share their compiled kernel
 SPANS_TILE = 16  # spans that the merge takes at a time
 
 
@@ -128,8 +129,7 @@ def plan_launches(shape: AttentionShape, sizes: BlockSizes, target: GpuTarget) -
     most = max_items if shape.is_decode_only else _cdiv(MIXED_PROGRAMS * target.num_multiprocessors, shape.num_kv_heads)
     num_programs = min(max_items, most)
     common: dict[str, int | float | bool] = {
-        "NUM_ROWS": shape.num_rows,
-        "ROWS_PAD": max(_next_power_of_two(shape.num_rows), 2),
+        "ROWS_PAD": max(_next_power_of_two(shape.num_rows), MIN_ROWS_PAD),
         "NUM_KV_HEADS": shape.num_kv_heads,
         "GROUP": shape.group,
         "HEAD_DIM": shape.head_dim,
@@ -137,10 +137,10 @@ def plan_launches(shape: AttentionShape, sizes: BlockSizes, target: GpuTarget) -
         "WINDOW": shape.window or 0,
         "HAS_CHUNKS": not shape.is_decode_only,
         "DECODE_TILE": sizes.decode_tile,
-        "DECODE_EXTRA": decode_extra,
+        "IS_DECODE_CUT": decode_extra > 0,
         "CHUNK_M": chunk_m,
         "CHUNK_TILE": sizes.chunk_tile,
-        "CHUNK_EXTRA": chunk_extra,
+        "IS_CHUNK_CUT": chunk_extra > 0,
         "MIN_TILES": MIN_TILES,
     }
     attend_constants = common | {
@@ -150,8 +150,8 @@ def plan_launches(shape: AttentionShape, sizes: BlockSizes, target: GpuTarget) -
         "SOFT_CAP": shape.soft_cap or 0.0,
         "HAS_SCALES": shape.is_quantized,
         "DECODE_M": decode_m,
-        "NUM_PROGRAMS": num_programs,
     }
+    scalars = {"num_rows": shape.num_rows, "decode_extra": decode_extra, "chunk_extra": chunk_extra}
     attend = KernelCall(
         device_code.attend_kernel,
         num_programs * shape.num_kv_heads,
@@ -159,12 +159,13 @@ def plan_launches(shape: AttentionShape, sizes: BlockSizes, target: GpuTarget) -
         sizes.num_warps,
         sizes.num_stages,
         target,
+        scalars | {"num_programs": num_programs},
     )
     merge = None
     if decode_extra or chunk_extra:
         num_merged = shape.num_tokens if chunk_extra else max_rows
         constants = common | {"SPANS_TILE": SPANS_TILE}
-        merge = KernelCall(device_code.merge_kernel, num_merged * shape.num_heads, constants, 4, 2, target)
+        merge = KernelCall(device_code.merge_kernel, num_merged * shape.num_heads, constants, 4, 2, target, scalars)
     return AttentionLaunches(attend, merge, num_decode_items, num_chunk_items)
 
 
@@ -173,9 +174,11 @@ def output_shapes(
 ) -> tuple[jax.ShapeDtypeStruct, ...]:
     """The attention's output and its scratch: sums, and maxima with weights, of decode and of chunk items that may be cut."""
     constants = launches.attend.constants
-    decode_items = launches.num_decode_items if constants["DECODE_EXTRA"] else 1
-    chunk_items = launches.num_chunk_items if constants["CHUNK_EXTRA"] else 1
-    chunk_rows = (chunk_items, shape.num_kv_heads, int(constants["CHUNK_M"])) if constants["CHUNK_EXTRA"] else (1, 1, 1)
+    decode_items = launches.num_decode_items if constants["IS_DECODE_CUT"] else 1
+    chunk_items = launches.num_chunk_items if constants["IS_CHUNK_CUT"] else 1
+    chunk_rows = (
+        (chunk_items, shape.num_kv_heads, int(constants["CHUNK_M"])) if constants["IS_CHUNK_CUT"] else (1, 1, 1)
+    )
     scratch = [(decode_items, shape.num_heads), chunk_rows]
     arrays = [((*rows, size), jnp.float32) for rows in scratch for size in (shape.head_dim, 2)]
     out = ((shape.num_tokens, shape.num_heads, shape.head_dim), dtype)

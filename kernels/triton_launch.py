@@ -5,7 +5,7 @@ All of jax-triton that the project uses is used here. Import this module only wh
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from threading import Lock
 from typing import Any
@@ -54,7 +54,8 @@ def interpreter_obstacle() -> str | None:
 class KernelCall:
     """A launch, known from shapes alone.
 
-    kernel: the `@triton.jit` function. Its pointers are, in this order: arrays changed in place, inputs, outputs; after them come its constants.
+    kernel: the `@triton.jit` function. Its pointers are, in this order: arrays changed in place, inputs, outputs; after them come its scalars and constants.
+    scalars: whole numbers that are arguments: launches that differ in them alone share one compiled kernel. constants: what it is compiled for.
     grid: programs. target: what it is compiled for.
     """
 
@@ -64,6 +65,7 @@ class KernelCall:
     num_warps: int
     num_stages: int
     target: GpuTarget
+    scalars: Mapping[str, int] = field(default_factory=dict)
 
     def __call__(
         self,
@@ -91,6 +93,7 @@ def _launch(
         num_stages=call.num_stages,
         compute_capability=call.target.sm,
         backend_options={"ptx_version": PTX_VERSION},
+        **call.scalars,
         **call.constants,
     )
     return *(jax.freeze(ref) for ref in refs), *made
@@ -147,7 +150,7 @@ def run_interpreted(
     """Run a kernel on numpy arrays, which it may change. Returns: the outputs, NaN (or 77) where nothing was written."""
     made = [np.full(out.shape, np.nan if np.issubdtype(out.dtype, np.floating) else 77, out.dtype) for out in outputs]
     with _one_at_a_time:
-        call.kernel[(call.grid,)](*map(_NumpyTensor, [*arrays, *made]), **call.constants)
+        call.kernel[(call.grid,)](*map(_NumpyTensor, [*arrays, *made]), **call.scalars, **call.constants)
     return made
 
 
