@@ -16,6 +16,7 @@ import triton.knobs as knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from sarathi_jax.gpu_defaults import import_jax_quietly
 from sarathi_jax.kernels import copy_pages_triton, filter_thresholds_triton, rope_write_triton
 from sarathi_jax.kernels.block_sizes import choose_sizes, kind_of
 from sarathi_jax.kernels.gpu import A100, H100, GpuTarget
@@ -204,5 +205,5 @@ def compile_nth(target_index: int, case_index: int) -> KernelReport:
 def compile_all() -> list[KernelReport]:
     """Every kernel on every architecture, as many at a time as there are processors."""
     places = [(target, case) for target in range(len(TARGETS)) for case in range(len(list(cases(TARGETS[target]))))]
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=import_jax_quietly) as pool:
         return list(pool.map(compile_nth, *zip(*places, strict=True)))
