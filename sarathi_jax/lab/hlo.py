@@ -12,6 +12,7 @@ _INSTRUCTION = re.compile(
     r"= ([a-z]+\d+)\[([\d,]*)\]\S* (?:copy|copy-start|concatenate|dynamic-update-slice|transpose)\("
 )
 _KERNEL = re.compile(r'custom_call_target="(triton_kernel_call[^"]*)"')
+_SLICED_CALL = re.compile(r"^%dynamic-slice-fusion\S* \(", re.MULTILINE)
 _LAYOUT = re.compile(r"\{[^{}]*\}")
 
 
@@ -39,6 +40,11 @@ def count_copies(text: str, shapes: Collection[Sequence[int]]) -> int:
 def kernel_calls(text: str) -> Counter[str]:
     """Calls of Triton kernels, by the name of their target."""
     return Counter(_KERNEL.findall(text))
+
+
+def count_sliced_calls(text: str) -> int:
+    """Kernels that read a slice of an array in place, wherever in it that begins."""
+    return len(_SLICED_CALL.findall(text))
 
 
 def _size(shape: Sequence[int]) -> int:

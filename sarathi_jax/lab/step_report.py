@@ -18,7 +18,7 @@ from sarathi_jax.execution.device_state import kv_bytes_per_page
 from sarathi_jax.execution.packing import Geometry
 from sarathi_jax.execution.programs import ProgramBuilder
 from sarathi_jax.kernels import registry
-from sarathi_jax.lab.hlo import collectives, count_copies, kernel_calls
+from sarathi_jax.lab.hlo import collectives, count_copies, count_sliced_calls, kernel_calls
 from sarathi_jax.models import ModelConfig
 from sarathi_jax.sharding.model_state import abstract_model
 from sarathi_jax.sharding.rules import MEGATRON
@@ -32,7 +32,7 @@ class StepReport:
     """One step program, per device. Bytes, and counts of instructions.
 
     state_bytes: of what is donated; alias_bytes: of what of it is updated in place. num_page_copies, num_weight_copies: new arrays as large as a layer's KV pages, or as a
-    weight of the model. collectives: kind -> count. num_graphs: CUDA graphs that the step is cut into; outside_graphs: kind of operation -> how many run outside of them.
+    weight of the model. collectives: kind -> count. num_sliced_calls: kernels that read a slice of an argument in place. num_graphs: CUDA graphs that the step is cut into; outside_graphs: kind of operation -> how many run outside of them.
     """
 
     bucket: str
@@ -45,6 +45,7 @@ class StepReport:
     num_page_copies: int
     num_weight_copies: int
     num_kernel_calls: int
+    num_sliced_calls: int
     num_host_arrays: int
     collectives: dict[str, int]
     num_graphs: int
@@ -99,6 +100,7 @@ def report_step(
         num_page_copies=count_copies(text, _shard_shapes(pages)),
         num_weight_copies=count_copies(text, _shard_shapes(weights) - {(config.hidden_size,)}),
         num_kernel_calls=kernel_calls(text)["triton_kernel_call_ffi"],
+        num_sliced_calls=count_sliced_calls(text),
         num_host_arrays=len(jax.tree.leaves(compiled.in_avals)) - len(state.parameters) - len(donated),
         collectives=dict(Counter(each.kind for each in collectives(text))),
         num_graphs=thunks["kCommandBuffer"],

@@ -1,7 +1,7 @@
 """The whole step of mistral-7b, compiled for A100s that are not here: what moves between them, what is copied, what a CUDA graph holds.
 
-In a process of its own: here, Triton is the interpreter. Broken by hand, once each, and caught: weights of the head gathered instead of logits, the state not
-donated, pages written by a scatter of one row, kernels outside of `shard_map`, a conditional around the filters, and kernels that read the packed array.
+In a process of its own: here, Triton is the interpreter. Broken, once each, and seen in these numbers: weights of the head gathered instead of logits, the
+state not donated, kernels outside of `shard_map`, a conditional around the filters, rematerialization, and kernels that read slices of the packed array.
 """
 
 import json
@@ -67,7 +67,7 @@ def test_collectives_are_those_counted_by_hand(step: dict[str, Any]) -> None:
 def test_kernels_are_called_and_the_host_sends_one_array(step: dict[str, Any]) -> None:
     """Rotation and write, attention, and the merge of what it cut."""
     assert step["num_kernel_calls"] == 3 * NUM_LAYERS
-    assert step["num_host_arrays"] == 1
+    assert (step["num_host_arrays"], step["num_sliced_calls"]) == (1, 0)
 
 
 def test_one_gpu_runs_a_step_as_one_graph(steps: dict[tuple[int, str], dict[str, Any]]) -> None:

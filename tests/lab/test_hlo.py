@@ -1,6 +1,6 @@
 """Reading a compiled program's text: what must be counted, and what must not."""
 
-from sarathi_jax.lab.hlo import Collective, collectives, count_copies, kernel_calls
+from sarathi_jax.lab.hlo import Collective, collectives, count_copies, count_sliced_calls, kernel_calls
 
 TEXT = """
   %p.1 = bf16[4096,8,128]{2,1,0} parameter(3)
@@ -28,6 +28,11 @@ def test_copies_count_whatever_their_axes_are_folded_into() -> None:
     assert count_copies(TEXT, [(4096, 8, 128)]) == 3
     assert count_copies(TEXT, [(64, 8, 128)]) == 1
     assert count_copies(TEXT, [(7, 7)]) == 0
+
+
+def test_calls_that_read_slices_in_place_are_seen() -> None:
+    assert count_sliced_calls(TEXT) == 0
+    assert count_sliced_calls(TEXT + "\n%dynamic-slice-fusion.4 (p0: s32[9], p1: bf16[4,4]) -> bf16[4,4] {\n") == 1
 
 
 def test_calls_of_triton_kernels_are_told_from_others() -> None:
