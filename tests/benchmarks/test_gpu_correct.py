@@ -106,11 +106,12 @@ WRONG_ROPE: dict[str, Callable[..., Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", WRONG_ROPE)
-@pytest.mark.parametrize("case", TINY.rope, ids=["bfloat16", "int8"])
+# Padding is NaN, as pages are: where it was written is seen in pages of int8, and in no others.
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [(case, name) for case in TINY.rope for name in WRONG_ROPE if case.is_int8 or name != "padding written"],
+)
 def test_wrong_rotations_and_slots_are_found(case: Any, name: str):
-    if name == "padding written" and not case.is_int8:
-        pytest.skip("NaN written over NaN is no change")
     assert "failed" in correct_pages.prepare_rope(case, WRONG_ROPE[name])()
 
 

@@ -12,7 +12,6 @@ import pytest
 from sarathi_jax.config import EngineConfig
 from sarathi_jax.execution.buckets import Bucket, BucketTable, Variant
 from sarathi_jax.execution.build import compile_engine
-from sarathi_jax.kernels import triton_launch
 from sarathi_jax.sampling_params import SamplingParams
 from sarathi_jax.sharding.mesh import make_mesh
 from sarathi_jax.sharding.model_state import abstract_model
@@ -26,8 +25,7 @@ CALLS = [([3, 14, 15, 9, 2, 6, 5], GREEDY), ([27, 18, 28], DRAWN), ([3, 14, 15, 
 @pytest.fixture(scope="module")
 def outputs(tiny: Any) -> Callable[..., list[list[int]]]:
     """Kernels, KV and mesh -> the tokens of all calls."""
-    if reason := triton_launch.interpreter_obstacle():
-        pytest.skip(reason)
+    pytest.importorskip("triton", reason="triton can't be had here: it has wheels for Linux alone")
 
     def run(kernels: str, kv_dtype: Any = "auto", tensor: int = 1) -> list[list[int]]:
         config = EngineConfig(

@@ -13,14 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sarathi_jax.kernels import filter_thresholds_xla, registry, triton_launch
+from sarathi_jax.kernels import filter_thresholds_xla, registry
 
-if reason := triton_launch.interpreter_obstacle():
-    pytest.skip(reason, allow_module_level=True)
+pytestmark = pytest.mark.usefixtures("triton")
+plain = jax.jit(filter_thresholds_xla.filter_thresholds)
 
-USE = registry.use_on(jax.devices()[0], np.float32, 64)
-INTERPRETED = registry.choose("filter_thresholds", USE, implementation="triton-interpreter")
-PLAIN = jax.jit(filter_thresholds_xla.filter_thresholds)
+
+def interpreted(*arguments: Any) -> Any:
+    use = registry.use_on(jax.devices()[0], np.float32, 64)
+    return registry.choose("filter_thresholds", use, implementation="triton-interpreter")(*arguments)
 
 
 def thresholds(find: Any, logits: Any, top_k: Any, top_p: Any, temperature: Any = 1.0) -> np.ndarray:
@@ -48,14 +49,14 @@ def thresholds(find: Any, logits: Any, top_k: Any, top_p: Any, temperature: Any 
     ],
 )
 def test_small_examples_by_hand(top_k: int, top_p: float, temperature: float, expected: float) -> None:
-    got = thresholds(INTERPRETED, np.log([0.125, 0.5, 0.125, 0.25]), top_k, top_p, temperature)
+    got = thresholds(interpreted, np.log([0.125, 0.5, 0.125, 0.25]), top_k, top_p, temperature)
     assert np.exp(got).tolist() == pytest.approx([0.0 if expected == -np.inf else expected])
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(1, 1.0), (0, 0.3)])
 def test_neighbouring_numbers_are_told_apart(top_k: int, top_p: float) -> None:
     """The second logit is the largest float32 below the first, and so is its weight below 1."""
-    assert thresholds(INTERPRETED, [1.0, np.nextafter(np.float32(1), np.float32(0))], top_k, top_p).tolist() == [1.0]
+    assert thresholds(interpreted, [1.0, np.nextafter(np.float32(1), np.float32(0))], top_k, top_p).tolist() == [1.0]
 
 
 @settings(max_examples=6)
@@ -67,7 +68,7 @@ def test_the_plain_search_finds_the_same(seed: int, vocab_size: int, is_tied: bo
     logits = np.round(logits, 1) if is_tied else logits
     logits[0, ::2] = -np.inf  # masked
     top_k, top_p = np.array([7, 40, 0, 3, 0]), np.array([1.0, 0.9, 0.5, 1.0, 1.0])
-    got, expected = (thresholds(find, logits, top_k, top_p, 1.3) for find in (INTERPRETED, PLAIN))
+    got, expected = (thresholds(find, logits, top_k, top_p, 1.3) for find in (interpreted, plain))
     is_exact = top_p == 1
     np.testing.assert_array_equal(got[is_exact], expected[is_exact])
     np.testing.assert_allclose(got, expected, rtol=0, atol=2e-3 if vocab_size > 300 else 1e-5)

@@ -20,16 +20,13 @@ from sarathi_jax.kernels.gpu import INTERPRETER
 from sarathi_jax.kernels.layer_kv import LayerKV
 
 NUM_SLOTS, NUM_TOKENS = 64, 12
-IMPLEMENTATIONS = registry.OPERATIONS["rope_and_write_kv"]
 SHAPES = [(1, 3, 64), (2, 1, 8), (2, 4, 80), (4, 2, 16)]  # (K, G, D)
 
 
-@pytest.fixture(scope="module", params=list(IMPLEMENTATIONS))
-def implementation(request: pytest.FixtureRequest) -> Any:
+@pytest.fixture(scope="module")
+def rope_and_write(implementation: str) -> Any:
     use = registry.use_on(jax.devices()[0], np.float32, 64)
-    if obstacle := IMPLEMENTATIONS[request.param].obstacle(use):
-        pytest.skip(f"{request.param} does not run here: {obstacle}")
-    return registry.choose("rope_and_write_kv", use, implementation=request.param)
+    return registry.choose("rope_and_write_kv", use, implementation=implementation)
 
 
 def judged(arrays: dict[str, Any]) -> list[Any]:
@@ -64,11 +61,11 @@ def call(function: Any, arrays: dict[str, Any], kv: LayerKV) -> tuple[Any, Any]:
 @settings(max_examples=20)
 @given(seed=st.integers(0, 999), num_real=st.integers(0, NUM_TOKENS), shape=st.sampled_from(SHAPES))
 def test_queries_turn_and_named_slots_change_and_no_others(
-    implementation: Any, seed: int, num_real: int, shape: tuple[int, int, int]
+    rope_and_write: Any, seed: int, num_real: int, shape: tuple[int, int, int]
 ) -> None:
     arrays = draw_arrays(seed, num_real, shape)
     expected_q, *expected = judged(arrays)
-    q, kv = call(implementation, arrays, LayerKV(arrays["k_pages"], arrays["v_pages"]))
+    q, kv = call(rope_and_write, arrays, LayerKV(arrays["k_pages"], arrays["v_pages"]))
     np.testing.assert_allclose(q[:num_real], expected_q[:num_real], rtol=0, atol=1e-5)
     for got, pages, before in zip(kv[:2], expected, (arrays["k_pages"], arrays["v_pages"]), strict=True):
         np.testing.assert_allclose(got, pages, rtol=0, atol=1e-5)
@@ -76,13 +73,13 @@ def test_queries_turn_and_named_slots_change_and_no_others(
         np.testing.assert_array_equal(got[untouched], before[untouched])
 
 
-def test_int8_is_the_nearest_of_255_steps(implementation: Any) -> None:
+def test_int8_is_the_nearest_of_255_steps(rope_and_write: Any) -> None:
     """The largest number of a token's head is stored exactly, the others to half a step; other slots keep their scales."""
     arrays = draw_arrays(0, NUM_TOKENS - 1, (2, 4, 80))
     arrays["qkv"][3, 1, -1] = 0  # a value of zeros has a scale to divide by
     pages: list[Any] = [np.zeros(arrays["k_pages"].shape, np.int8)] * 2
     scales: list[Any] = [np.full(arrays["k_pages"].shape[:2], 77, np.float32)] * 2
-    _, kv = call(implementation, arrays, LayerKV(*pages, *scales))
+    _, kv = call(rope_and_write, arrays, LayerKV(*pages, *scales))
     _, *expected = judged(arrays)
     written = arrays["slot_mapping"][: NUM_TOKENS - 1]
     for got, scale, exact in zip(kv[:2], kv[2:], expected, strict=True):
@@ -94,20 +91,20 @@ def test_int8_is_the_nearest_of_255_steps(implementation: Any) -> None:
         assert (np.delete(scale, written, axis=0) == 77).all()
 
 
-def test_int8_scales_are_of_the_models_numbers(implementation: Any) -> None:
+def test_int8_scales_are_of_the_models_numbers(rope_and_write: Any) -> None:
     """Keys are rounded to the model's precision before they are quantized: the largest of a head, 127 times its scale, is one of its numbers."""
     arrays = draw_arrays(0, NUM_TOKENS, (2, 4, 80))
     arrays["qkv"] = arrays["qkv"].astype(np.float16)
     pages: list[Any] = [np.zeros(arrays["k_pages"].shape, np.int8)] * 2
     scales: list[Any] = [np.zeros(arrays["k_pages"].shape[:2], np.float32)] * 2
-    _, kv = call(implementation, arrays, LayerKV(*pages, *scales))
+    _, kv = call(rope_and_write, arrays, LayerKV(*pages, *scales))
     highest = kv[2][arrays["slot_mapping"]] * 127
     np.testing.assert_allclose(highest, highest.astype(np.float16), rtol=1e-6)
 
 
-def test_tokens_are_rounded_to_the_pages_dtype(implementation: Any) -> None:
+def test_tokens_are_rounded_to_the_pages_dtype(rope_and_write: Any) -> None:
     arrays = draw_arrays(0, NUM_TOKENS, (2, 1, 8))
-    _, kv = call(implementation, arrays, LayerKV(*(arrays[name].astype(np.float16) for name in ("k_pages", "v_pages"))))
+    _, kv = call(rope_and_write, arrays, LayerKV(*(arrays[name].astype(np.float16) for name in ("k_pages", "v_pages"))))
     _, *expected = judged(arrays)
     for got, pages in zip(kv[:2], expected, strict=True):
         assert got.dtype == np.float16
@@ -132,12 +129,11 @@ def test_arrays_that_do_not_belong_together_are_refused(name: str, shape: tuple[
         rope_write_xla.rope_and_write_kv(**{**arrays, name: jnp.zeros(shape, arrays[name].dtype)})
 
 
+@pytest.mark.usefixtures("triton")
 def test_slots_past_two_billion_numbers_are_reached() -> None:
     """Of the GPU's kernel: pages of 2^31 + numbers; their memory is only there where it is touched."""
     from sarathi_jax.kernels.rope_write_triton import plan_launch
 
-    if obstacle := triton_launch.interpreter_obstacle():
-        pytest.skip(obstacle)
     num_slots, head_dim = (2**31 + 2**20) // 64, 64
     pages = [np.zeros((num_slots, 1, head_dim), np.int8) for _ in range(2)]
     scales = [np.zeros((num_slots, 1), np.float32) for _ in range(2)]

@@ -20,11 +20,10 @@ ROOT = Path(__file__).parent.parent.parent
 NUM_LAYERS, NUM_ROWS, VOCAB_SIZE = 32, 64, 32000
 MESHES = (1, 2, 4, 8)
 
-needs_aot = pytest.mark.skipif(
+pytestmark = pytest.mark.skipif(
     not (find_spec("jax_cuda12_plugin") and find_spec("jax_triton")),
     reason="compiling for a GPU needs the aot extra: pip install 'sarathi-jax[aot]'",
 )
-pytestmark = needs_aot
 
 
 def report(*arguments: str) -> list[dict[str, Any]]:
