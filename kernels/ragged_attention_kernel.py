@@ -144,16 +144,29 @@ def _store(
 
 
 @triton.jit
+def _find_row(item, items, spans):
+    """The row of an item, its number among that row's, and that row's spans. items, spans: i32[rows]."""
+    rows = tl.arange(0, items.shape[0])
+    row = tl.sum((tl.cumsum(items) <= item).to(tl.int32))
+    return row, item - tl.sum(tl.where(rows < row, items, 0)), tl.sum(tl.where(rows == row, spans, 0))
+
+
+@triton.jit
 def _chunk_item(
-    item, row, block, span, spans, kv_head,
+    item, num_blocks, chunk_spans, kv_head,
     q, k_pages, v_pages, k_scales, v_scales, kv_lens, block_tables, cu_q_lens, out, partials, stats,
     BLOCKS_PER_ROW: tl.constexpr, NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_PAD: tl.constexpr,
     PAGE_SIZE: tl.constexpr, SCALE: tl.constexpr, SOFT_CAP: tl.constexpr, WINDOW: tl.constexpr, HAS_SCALES: tl.constexpr,
     M: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """One span of one tile of queries of a chunk row: query m is of token m // GROUP of the tile, and of head m % GROUP of the KV head's group."""
+    """One span of one tile of queries of a chunk row: query m is of token m // GROUP of the tile, and of head m % GROUP of the KV head's group.
+
+    num_blocks, chunk_spans: i32[rows], tiles of queries of each row, and spans of each of them.
+    """
     BLOCK_Q: tl.constexpr = M // GROUP
     NUM_HEADS: tl.constexpr = NUM_KV_HEADS * GROUP
+    row, index, spans = _find_row(item, num_blocks * chunk_spans, chunk_spans)
+    block, span = index // spans, index % spans
     kv_len, start = tl.load(kv_lens + row), tl.load(cu_q_lens + row)
     q_len = tl.load(cu_q_lens + row + 1) - start
     query, dims = tl.arange(0, M), tl.arange(0, HEAD_PAD)
@@ -198,14 +211,15 @@ def _chunk_item(
 
 @triton.jit
 def _decode_item(
-    item, row, span, spans, kv_head,
+    item, decode_spans, kv_head,
     q, k_pages, v_pages, k_scales, v_scales, kv_lens, block_tables, cu_q_lens, out, partials, stats,
     BLOCKS_PER_ROW: tl.constexpr, NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_PAD: tl.constexpr,
     PAGE_SIZE: tl.constexpr, SCALE: tl.constexpr, SOFT_CAP: tl.constexpr, WINDOW: tl.constexpr, HAS_SCALES: tl.constexpr,
     M: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """One span of one decode row: its token's queries of the KV head's group."""
+    """One span of one decode row: its token's queries of the KV head's group. decode_spans: i32[rows], how many each row has."""
     NUM_HEADS: tl.constexpr = NUM_KV_HEADS * GROUP
+    row, span, spans = _find_row(item, decode_spans, decode_spans)
     kv_len, token = tl.load(kv_lens + row), tl.load(cu_q_lens + row)
     query, dims = tl.arange(0, M), tl.arange(0, HEAD_PAD)
     is_query = query < GROUP
@@ -253,7 +267,6 @@ def attend_kernel(
     lens = tl.load(kv_lens + rows, mask=rows < num_rows, other=0)
     num_decodes = tl.load(num_decode_rows)
     decode_spans = _decode_spans(lens, rows < num_decodes, decode_extra, WINDOW, DECODE_TILE, IS_DECODE_CUT, MIN_TILES)
-    decode_ends = tl.cumsum(decode_spans)
     num_decode_items = tl.sum(decode_spans)
     if HAS_CHUNKS:
         starts = tl.load(cu_q_lens + rows, mask=rows < num_rows, other=0)
@@ -262,37 +275,27 @@ def attend_kernel(
         chunk_spans = _chunk_spans(
             lens, num_blocks, chunk_extra, WINDOW, CHUNK_M // GROUP, CHUNK_TILE, IS_CHUNK_CUT, MIN_TILES
         )
-        chunk_ends = tl.cumsum(num_blocks * chunk_spans)
         num_chunk_items = tl.sum(num_blocks * chunk_spans)
         num_items = num_decode_items + num_chunk_items
         for each in range(place, num_items, num_programs):
             chunks_before = each * num_chunk_items // num_items
             if (each + 1) * num_chunk_items // num_items > chunks_before:
-                item = num_chunk_items - 1 - chunks_before
-                row = tl.sum((chunk_ends <= item).to(tl.int32))
-                spans = tl.sum(tl.where(rows == row, chunk_spans, 0))
-                index = item - tl.sum(tl.where(rows < row, num_blocks * chunk_spans, 0))
                 _chunk_item(
-                    item, row, index // spans, index % spans, spans, kv_head,
+                    num_chunk_items - 1 - chunks_before, num_blocks, chunk_spans, kv_head,
                     q, k_pages, v_pages, k_scales, v_scales, kv_lens, block_tables, cu_q_lens, out, chunk_partials, chunk_stats,
                     BLOCKS_PER_ROW, NUM_KV_HEADS, GROUP, HEAD_DIM, HEAD_PAD, PAGE_SIZE, SCALE, SOFT_CAP, WINDOW, HAS_SCALES,
                     CHUNK_M, CHUNK_TILE,
                 )  # fmt: skip
             else:
-                item = each - chunks_before
-                row = tl.sum((decode_ends <= item).to(tl.int32))
-                spans = tl.sum(tl.where(rows == row, decode_spans, 0))
                 _decode_item(
-                    item, row, item - tl.sum(tl.where(rows < row, decode_spans, 0)), spans, kv_head,
+                    each - chunks_before, decode_spans, kv_head,
                     q, k_pages, v_pages, k_scales, v_scales, kv_lens, block_tables, cu_q_lens, out, decode_partials, decode_stats,
                     BLOCKS_PER_ROW, NUM_KV_HEADS, GROUP, HEAD_DIM, HEAD_PAD, PAGE_SIZE, SCALE, SOFT_CAP, WINDOW, HAS_SCALES,
                     DECODE_M, DECODE_TILE,
                 )  # fmt: skip
     elif place < num_decode_items:
-        row = tl.sum((decode_ends <= place).to(tl.int32))
-        spans = tl.sum(tl.where(rows == row, decode_spans, 0))
         _decode_item(
-            place, row, place - tl.sum(tl.where(rows < row, decode_spans, 0)), spans, kv_head,
+            place, decode_spans, kv_head,
             q, k_pages, v_pages, k_scales, v_scales, kv_lens, block_tables, cu_q_lens, out, decode_partials, decode_stats,
             BLOCKS_PER_ROW, NUM_KV_HEADS, GROUP, HEAD_DIM, HEAD_PAD, PAGE_SIZE, SCALE, SOFT_CAP, WINDOW, HAS_SCALES,
             DECODE_M, DECODE_TILE,

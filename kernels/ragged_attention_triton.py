@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import triton
 
 from sarathi_jax.kernels import ragged_attention_kernel as device_code
 from sarathi_jax.kernels.block_sizes import MIN_DOT, BlockSizes, choose_sizes, kind_of
@@ -18,9 +19,7 @@ MIN_TILES = 4  # a span of fewer tiles is not worth a program of its own
 # Items for each multiprocessor, over all KV heads, that cutting decode rows may add, in a decode-only launch and in a mixed one. Of decodes alone three
 # programs run at a time: this makes four rounds, so that the last one, which is not full, is short.
 DECODE_ITEMS, MIXED_DECODE_ITEMS = 12, 4
-MIXED_PROGRAMS = (
-    4  # for each multiprocessor, that a mixed launch has at most; with more items than that, each takes several
-)
+MIXED_PROGRAMS = 4  # for each multiprocessor, that a mixed launch has at most: with more items, each takes several
 CHUNK_ITEMS = 1  # for each multiprocessor, over all KV heads, that chunks should have at least; where they have far fewer, they are cut
 MIN_ROWS_PAD = 128  # rows that programs look at, at least: buckets of fewer rows share their compiled kernel
 SPANS_TILE = 16  # spans that the merge takes at a time
@@ -107,35 +106,38 @@ def ragged_paged_attention(
 
 def plan_launches(shape: AttentionShape, sizes: BlockSizes, target: GpuTarget) -> AttentionLaunches:
     """Grids and constants of a use's launches."""
-    decode_m = max(MIN_DOT, _next_power_of_two(shape.group))
+    decode_m = max(MIN_DOT, triton.next_power_of_2(shape.group))
     chunk_m = max(sizes.chunk_m, decode_m)
-    max_chunk_rows = 0 if shape.is_decode_only else shape.num_rows
-    # A row of n tokens has at most n / block_q + 1 tiles, and the last of its tiles has a token.
-    max_blocks = min(shape.num_tokens, shape.num_tokens // (chunk_m // shape.group) + max_chunk_rows)
+    has_chunks, max_rows = not shape.is_decode_only, min(shape.num_rows, shape.num_tokens)
+    num_whole_blocks = shape.num_tokens // (
+        chunk_m // shape.group
+    )  # and each chunk row may end in one that is not whole
     decode_extra, chunk_extra = 0, 0
     if shape.blocks_per_row * shape.page_size >= 2 * MIN_TILES * sizes.decode_tile:
         each = DECODE_ITEMS if shape.is_decode_only else MIXED_DECODE_ITEMS
-        decode_extra = _cdiv(each * target.num_multiprocessors, shape.num_kv_heads)
-        wanted = _cdiv(CHUNK_ITEMS * target.num_multiprocessors, shape.num_kv_heads)
+        decode_extra = triton.cdiv(each * target.num_multiprocessors, shape.num_kv_heads)
+        wanted = triton.cdiv(CHUNK_ITEMS * target.num_multiprocessors, shape.num_kv_heads)
         natural = shape.num_tokens * shape.group // chunk_m
-        chunk_extra = wanted - natural if max_chunk_rows and natural < wanted * 3 // 4 else 0
-    max_rows = min(shape.num_rows, shape.num_tokens)
+        chunk_extra = wanted - natural if has_chunks and natural < wanted * 3 // 4 else 0
     num_decode_items = max_rows + decode_extra
-    num_chunk_items = max_blocks + chunk_extra if max_chunk_rows else 0
-    # A row is a decode or has chunks, so that rows count once.
-    max_items = (
-        max_rows + decode_extra + (shape.num_tokens // (chunk_m // shape.group) + chunk_extra if max_chunk_rows else 0)
+    num_chunk_items = max_rows + num_whole_blocks + chunk_extra if has_chunks else 0
+    max_items = num_decode_items
+    if has_chunks:  # a row is a decode or has chunks, so that rows count once
+        max_items += num_whole_blocks + chunk_extra
+    most = (
+        max_items
+        if shape.is_decode_only
+        else triton.cdiv(MIXED_PROGRAMS * target.num_multiprocessors, shape.num_kv_heads)
     )
-    most = max_items if shape.is_decode_only else _cdiv(MIXED_PROGRAMS * target.num_multiprocessors, shape.num_kv_heads)
     num_programs = min(max_items, most)
     common: dict[str, int | float | bool] = {
-        "ROWS_PAD": max(_next_power_of_two(shape.num_rows), MIN_ROWS_PAD),
+        "ROWS_PAD": max(triton.next_power_of_2(shape.num_rows), MIN_ROWS_PAD),
         "NUM_KV_HEADS": shape.num_kv_heads,
         "GROUP": shape.group,
         "HEAD_DIM": shape.head_dim,
-        "HEAD_PAD": max(_next_power_of_two(shape.head_dim), MIN_DOT),
+        "HEAD_PAD": max(triton.next_power_of_2(shape.head_dim), MIN_DOT),
         "WINDOW": shape.window or 0,
-        "HAS_CHUNKS": not shape.is_decode_only,
+        "HAS_CHUNKS": has_chunks,
         "DECODE_TILE": sizes.decode_tile,
         "IS_DECODE_CUT": decode_extra > 0,
         "CHUNK_M": chunk_m,
@@ -183,11 +185,3 @@ def output_shapes(
     arrays = [((*rows, size), jnp.float32) for rows in scratch for size in (shape.head_dim, 2)]
     out = ((shape.num_tokens, shape.num_heads, shape.head_dim), dtype)
     return tuple(jax.ShapeDtypeStruct(*array) for array in [out, *arrays])
-
-
-def _cdiv(number: int, divisor: int) -> int:
-    return -(-number // divisor)
-
-
-def _next_power_of_two(number: int) -> int:
-    return 1 << (number - 1).bit_length()

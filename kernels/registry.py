@@ -7,6 +7,7 @@ ones stand before `xla`, which serves everything.
 import functools
 import logging
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import jax
@@ -27,9 +28,8 @@ from sarathi_jax.kernels.layer_kv import LayerKV
 logger = logging.getLogger(__name__)
 
 AUTO = "auto"
-MAX_HEAD_DIM = 256
 # By compute capability: what its shared memory holds tiles of. Others are refused: their assemblers want other PTX, and end the process where they don't get it.
-MAX_HEAD_DIMS = {80: MAX_HEAD_DIM, 86: 128, 89: 128, 90: MAX_HEAD_DIM}
+MAX_HEAD_DIMS = {80: 256, 86: 128, 89: 128, 90: 256}
 TRITON_DTYPES = ("float32", "bfloat16", "float16", "int8")
 
 
@@ -73,53 +73,36 @@ def _interpreter_obstacle(use: Use) -> str | None:
 def _kernel_obstacle(use: Use) -> str | None:
     if use.dtype.name not in TRITON_DTYPES:
         return f"its KV is one of {', '.join(TRITON_DTYPES)}, not {use.dtype.name}"
-    widest = MAX_HEAD_DIM if use.target is None else MAX_HEAD_DIMS.get(use.target.sm, 0)
-    if not widest:
-        known = ", ".join(str(sm / 10) for sm in MAX_HEAD_DIMS)
-        return f"its kernels are made for compute capabilities {known}, and this GPU has {(use.target or INTERPRETER).sm / 10}"
+    sm = (use.target or INTERPRETER).sm
+    if sm not in MAX_HEAD_DIMS:
+        known = ", ".join(str(each / 10) for each in MAX_HEAD_DIMS)
+        return f"its kernels are made for compute capabilities {known}, and this GPU has {sm / 10}"
+    widest = MAX_HEAD_DIMS[sm]
     if use.head_dim > widest or use.head_dim % 2:
         return f"its heads are even and at most {widest} wide, not {use.head_dim}"
     return None
 
 
-def _triton_attention(use: Use) -> Callable[..., Any]:
-    from sarathi_jax.kernels.ragged_attention_triton import ragged_paged_attention
+def _table(xla: Callable[..., Any], triton_module: str) -> dict[str, Implementation]:
+    """xla: the plain function. triton_module: where the one of the same name for GPUs is; imported when it is chosen, since Triton may not be here."""
 
-    return functools.partial(ragged_paged_attention, target=use.target or INTERPRETER)
+    def make_triton(use: Use) -> Callable[..., Any]:
+        function = getattr(import_module(f"sarathi_jax.kernels.{triton_module}"), xla.__name__)
+        return functools.partial(function, target=use.target or INTERPRETER)
 
-
-def _triton_rope_and_write_kv(use: Use) -> Callable[..., Any]:
-    from sarathi_jax.kernels.rope_write_triton import rope_and_write_kv
-
-    return functools.partial(rope_and_write_kv, target=use.target or INTERPRETER)
-
-
-def _triton_copy_pages(use: Use) -> Callable[..., Any]:
-    from sarathi_jax.kernels.copy_pages_triton import copy_pages
-
-    return functools.partial(copy_pages, target=use.target or INTERPRETER)
-
-
-def _triton_filter_thresholds(use: Use) -> Callable[..., Any]:
-    from sarathi_jax.kernels.filter_thresholds_triton import filter_thresholds
-
-    return functools.partial(filter_thresholds, target=use.target or INTERPRETER)
-
-
-def _table(xla: Callable[..., Any], triton: Callable[[Use], Callable[..., Any]]) -> dict[str, Implementation]:
     return {
-        "triton": Implementation(triton, _triton_obstacle),
+        "triton": Implementation(make_triton, _triton_obstacle),
         "xla": Implementation(lambda use: xla, _serves_everything),
         # Last, so that it only runs for those who ask for it: it is there to check the kernels, and very slow.
-        "triton-interpreter": Implementation(triton, _interpreter_obstacle),
+        "triton-interpreter": Implementation(make_triton, _interpreter_obstacle),
     }
 
 
 OPERATIONS: dict[str, dict[str, Implementation]] = {
-    "ragged_paged_attention": _table(ragged_attention_xla.ragged_paged_attention, _triton_attention),
-    "rope_and_write_kv": _table(rope_write_xla.rope_and_write_kv, _triton_rope_and_write_kv),
-    "filter_thresholds": _table(filter_thresholds_xla.filter_thresholds, _triton_filter_thresholds),
-    "copy_pages": _table(copy_pages_xla.copy_pages, _triton_copy_pages),
+    "ragged_paged_attention": _table(ragged_attention_xla.ragged_paged_attention, "ragged_attention_triton"),
+    "rope_and_write_kv": _table(rope_write_xla.rope_and_write_kv, "rope_write_triton"),
+    "filter_thresholds": _table(filter_thresholds_xla.filter_thresholds, "filter_thresholds_triton"),
+    "copy_pages": _table(copy_pages_xla.copy_pages, "copy_pages_triton"),
 }
 
 

@@ -13,12 +13,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from sarathi_jax import gpu_defaults
 from sarathi_jax.kernels.gpu import GpuTarget
 
-# From triton 3.10 on, products are not fused with sums unless asked for; until then an unset variable is warned of.
-os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
-# Paths and line numbers in a kernel's code would make the same program another one in the next checkout, and its compile cache useless.
-os.environ.setdefault("TRITON_DISABLE_LINE_INFO", "1")
+gpu_defaults.set_unset(gpu_defaults.TRITON)  # also where nobody has made a mesh: the interpreter, the report
 
 # Newer triton writes PTX that an older CUDA's assembler refuses; this one is understood by CUDA 12.7 and later.
 PTX_VERSION = 86

@@ -5,6 +5,7 @@ Whatever the user has set stays as it is. Known without importing jax, which rea
 
 import os
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
@@ -31,6 +32,13 @@ ENVIRONMENT = (
         "jax takes 75 % of the memory by default, and what it does not take no KV page can use; the rest is for CUDA graphs, NCCL and cuBLAS",
     ),
     Default(
+        "TF_CPP_MIN_LOG_LEVEL",
+        "1",
+        "XLA's informational lines hide the engine's own",
+    ),
+)
+TRITON = (
+    Default(
         "TRITON_DEFAULT_FP_FUSION",
         "1",
         "products fused with sums, as the kernels were measured; from triton 3.10 on it is off unless asked for",
@@ -39,11 +47,6 @@ ENVIRONMENT = (
         "TRITON_DISABLE_LINE_INFO",
         "1",
         "paths and line numbers in a kernel's code would make the same program another one in the next checkout, and the compile cache useless",
-    ),
-    Default(
-        "TF_CPP_MIN_LOG_LEVEL",
-        "1",
-        "XLA's informational lines hide the engine's own",
     ),
 )
 # CUDA graphs stay as XLA has them: with collectives inside graphs (+COLLECTIVES) training runs have hung, so the graph is cut at each all-reduce.
@@ -89,12 +92,18 @@ def apply_defaults() -> None:
         # jax logs a long traceback before it falls back to the CPU: say so beforehand.
         use_cpu()
         return
-    for each in ENVIRONMENT:
-        if not (each.name == MEMORY_FRACTION and NEW_MEMORY_FRACTION in os.environ):  # jax refuses to have both
-            os.environ.setdefault(each.name, each.value)
+    set_unset(TRITON)
+    # jax refuses to have both names of one setting.
+    set_unset([each for each in ENVIRONMENT if each.name != MEMORY_FRACTION or NEW_MEMORY_FRACTION not in os.environ])
     flags = os.environ.get("XLA_FLAGS", "")
     missing = [f"{each.name}={each.value}" for each in XLA_FLAGS if each.name not in flags]
     os.environ["XLA_FLAGS"] = " ".join([flags, *missing]).strip()
+
+
+def set_unset(variables: Iterable[Default]) -> None:
+    """Set environment variables that the user has left open."""
+    for each in variables:
+        os.environ.setdefault(each.name, each.value)
 
 
 def use_cpu() -> None:

@@ -12,7 +12,11 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """One with a driver and the plugin, whose environment says nothing yet."""
     monkeypatch.setattr(gpu_defaults, "has_driver", lambda: True)
     monkeypatch.setattr(gpu_defaults, "has_plugin", lambda: True)
-    for name in ("JAX_PLATFORMS", "XLA_FLAGS", *(each.name for each in gpu_defaults.ENVIRONMENT)):
+    for name in (
+        "JAX_PLATFORMS",
+        "XLA_FLAGS",
+        *(each.name for each in (*gpu_defaults.ENVIRONMENT, *gpu_defaults.TRITON)),
+    ):
         monkeypatch.setenv(name, "")  # so that it is put back afterwards
         monkeypatch.delenv(name)
     return monkeypatch
@@ -20,9 +24,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 def test_a_gpu_gets_all_of_them(machine: pytest.MonkeyPatch) -> None:
     gpu_defaults.apply_defaults()
-    assert {each.name: os.environ[each.name] for each in gpu_defaults.ENVIRONMENT} == {
-        each.name: each.value for each in gpu_defaults.ENVIRONMENT
-    }
+    every = (*gpu_defaults.ENVIRONMENT, *gpu_defaults.TRITON)
+    assert {each.name: os.environ[each.name] for each in every} == {each.name: each.value for each in every}
     assert os.environ["XLA_FLAGS"] == "--xla_gpu_nccl_termination_timeout_seconds=120"
     assert "JAX_PLATFORMS" not in os.environ
 
@@ -64,7 +67,7 @@ def test_a_machine_without_the_plugin_is_left_alone(machine: pytest.MonkeyPatch)
 
 
 def test_each_has_a_reason_and_options_are_for_gpus_alone() -> None:
-    every = (*gpu_defaults.ENVIRONMENT, *gpu_defaults.XLA_FLAGS, *gpu_defaults.COMPILER_OPTIONS)
+    every = (*gpu_defaults.ENVIRONMENT, *gpu_defaults.TRITON, *gpu_defaults.XLA_FLAGS, *gpu_defaults.COMPILER_OPTIONS)
     assert all(len(each.reason) > 30 for each in every)
     assert gpu_defaults.compiler_options("gpu") == {"xla_disable_hlo_passes": "rematerialization"}
     assert gpu_defaults.compiler_options("cpu") == {}

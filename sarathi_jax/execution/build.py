@@ -164,12 +164,14 @@ class _Planner:
         widest = 4 * model.hidden_size + (2 * model.intermediate_size + 6 * model.num_heads * model.head_dim) // tensor
         return logits + 4 * largest.num_tokens * widest * 4 + (64 << 20)
 
+    @property
+    def max_pages(self) -> int:
+        """What all batch slots can use at once."""
+        return self.geometry(0).blocks_per_row * self.config.max_num_seqs
+
     def is_short(self, plan: MemoryPlan) -> bool:
         """Whether more memory would mean more KV pages."""
-        return (
-            self.config.num_pages is None
-            and plan.num_pages < self.geometry(0).blocks_per_row * self.config.max_num_seqs
-        )
+        return self.config.num_pages is None and plan.num_pages < self.max_pages
 
     def largest_temp_bytes(self, plan: MemoryPlan) -> int:
         """Temporary memory of the step that needs most of it, most likely: the one of most tokens that does most with logits."""
@@ -188,7 +190,7 @@ class _Planner:
             page_bytes=kv_bytes_per_page(model, config.page_size, self.kv_dtype, self.mesh.shape["tensor"]),
             page_size=config.page_size,
             min_pages=blocks_per_row + 1,
-            max_pages=blocks_per_row * config.max_num_seqs,
+            max_pages=self.max_pages,
             num_pages=config.num_pages,
         )
 

@@ -74,7 +74,7 @@ def make_step(
         logits = jax.lax.with_sharding_constraint(logits, cut_over_vocab)
         if bucket.variant >= Variant.SAMPLE:
             logits = jax.lax.with_sharding_constraint(logits, whole)
-        find = on_every_device(kernels.filter_thresholds, mesh)
+        find = _on_every_device(kernels.filter_thresholds, mesh)
         slots, out = _sample(model, logits, hidden, inputs, state.slots, bucket.variant, find)
         return DeviceState(tuple(layers), slots), out
 
@@ -131,7 +131,7 @@ def _paged_attend(
     return attend
 
 
-def on_every_device(kernel: Callable[..., jax.Array], mesh: jax.sharding.Mesh) -> Callable[..., jax.Array]:
+def _on_every_device(kernel: Callable[..., jax.Array], mesh: jax.sharding.Mesh) -> Callable[..., jax.Array]:
     """A kernel that each device runs on the whole arrays, all alike."""
     if mesh.size == 1:
         return kernel

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 
 from sarathi_jax.errors import ConfigError
+from sarathi_jax.kernels.gpu import A100, H100, GpuTarget
 from sarathi_jax.sharding.mesh import make_mesh
 
 CUDA = "12.9.0"  # driver, runtime and toolkit: what the cuda12 extra installs
@@ -22,8 +23,7 @@ class DescribedGpu(NamedTuple):
     """One kind of GPU. Sizes in bytes, bandwidth in bytes/s."""
 
     kind: str  # as the driver names it
-    sm: int
-    num_multiprocessors: int
+    target: GpuTarget
     fpus_per_multiprocessor: int
     clock_ghz: float
     memory: int
@@ -36,8 +36,7 @@ class DescribedGpu(NamedTuple):
 
 A100_40G = DescribedGpu(
     kind="NVIDIA A100-SXM4-40GB",
-    sm=80,
-    num_multiprocessors=108,
+    target=A100,
     fpus_per_multiprocessor=64,
     clock_ghz=1.41,
     memory=42331013120,
@@ -47,10 +46,9 @@ A100_40G = DescribedGpu(
     shared_memory_per_program=166912,
     num_links=12,
 )
-H100 = DescribedGpu(
+H100_80G = DescribedGpu(
     kind="NVIDIA H100 80GB HBM3",
-    sm=90,
-    num_multiprocessors=132,
+    target=H100,
     fpus_per_multiprocessor=128,
     clock_ghz=1.98,
     memory=84942979072,
@@ -63,8 +61,8 @@ H100 = DescribedGpu(
 DESCRIBED_GPUS: dict[str, DescribedGpu] = {
     "a100-40g": A100_40G,
     "a100-80g": A100_40G._replace(kind="NVIDIA A100-SXM4-80GB", memory=85100068864, memory_bandwidth=2039040000000),
-    "h100": H100,
-    "h200": H100._replace(kind="NVIDIA H200", memory=150754820096, memory_bandwidth=4800000000000),
+    "h100": H100_80G,
+    "h200": H100_80G._replace(kind="NVIDIA H200", memory=150754820096, memory_bandwidth=4800000000000),
 }
 
 
@@ -94,14 +92,14 @@ def described_mesh(gpu: str, shape: Mapping[str, int]) -> jax.sharding.Mesh:
 
 def target_config(gpu: DescribedGpu) -> str:
     """XLA's GpuTargetConfigProto, as text."""
-    feature = "NONE" if gpu.sm < 90 else "ACCELERATED_FEATURES"
+    feature = "NONE" if gpu.target.sm < 90 else "ACCELERATED_FEATURES"
     return f"""
 platform_name: "CUDA"  device_description_str: "{gpu.kind}"  dnn_version_info {{ major: 9 minor: 10 }}
 gpu_device_info {{
   name: "{gpu.kind}"  device_vendor: "NVIDIA Corporation"
-  cuda_compute_capability {{ major: {gpu.sm // 10} minor: {gpu.sm % 10} feature_extension: {feature} }}
+  cuda_compute_capability {{ major: {gpu.target.sm // 10} minor: {gpu.target.sm % 10} feature_extension: {feature} }}
   driver_version: "{CUDA}"  runtime_version: "{CUDA}"  compile_time_toolkit_version: "{CUDA}"  dnn_version: "9.10.0"
-  core_count: {gpu.num_multiprocessors}  fpus_per_core: {gpu.fpus_per_multiprocessor}  clock_rate_ghz: {gpu.clock_ghz}
+  core_count: {gpu.target.num_multiprocessors}  fpus_per_core: {gpu.fpus_per_multiprocessor}  clock_rate_ghz: {gpu.clock_ghz}
   device_memory_size: {gpu.memory}  memory_bandwidth: {gpu.memory_bandwidth}  l2_cache_size: {gpu.l2_cache}
   device_interconnect_info {{ active_links: {gpu.num_links} }}
   shared_memory_per_block: 49152  shared_memory_per_block_optin: {gpu.shared_memory_per_program}  shared_memory_per_core: {gpu.shared_memory}

@@ -1,5 +1,6 @@
 """What stands in a compiled program's optimized HLO: collectives, copies of arrays of a given shape, calls of kernels. Text in, numbers out."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -9,7 +10,7 @@ _COLLECTIVE = re.compile(
     r"= (\(?[a-z]+\d+\[[^=]*?) (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)\b"
 )
 _INSTRUCTION = re.compile(
-    r"= ([a-z]+\d+)\[([\d,]*)\]\S* (?:copy|copy-start|concatenate|dynamic-update-slice|transpose)\("
+    r"= [a-z]+\d+\[([\d,]*)\]\S* (?:copy|copy-start|concatenate|dynamic-update-slice|transpose)\("
 )
 _KERNEL = re.compile(r'custom_call_target="(triton_kernel_call[^"]*)"')
 _SLICED_CALL = re.compile(r"^%dynamic-slice-fusion\S* \(", re.MULTILINE)
@@ -30,9 +31,9 @@ def collectives(text: str) -> list[Collective]:
 
 def count_copies(text: str, shapes: Collection[Sequence[int]]) -> int:
     """Instructions that make a new array as large as one of these, whatever its axes are folded into: copies, and what copies by another name."""
-    sizes = {_size(shape) for shape in shapes}
+    sizes = {math.prod(shape) for shape in shapes}
     found = (
-        _size([int(number) for number in numbers.split(",") if number]) for _, numbers in _INSTRUCTION.findall(text)
+        math.prod(int(number) for number in numbers.split(",") if number) for numbers in _INSTRUCTION.findall(text)
     )
     return sum(size in sizes for size in found)
 
@@ -45,10 +46,3 @@ def kernel_calls(text: str) -> Counter[str]:
 def count_sliced_calls(text: str) -> int:
     """Kernels that read a slice of an array in place, wherever in it that begins."""
     return len(_SLICED_CALL.findall(text))
-
-
-def _size(shape: Sequence[int]) -> int:
-    size = 1
-    for dimension in shape:
-        size *= dimension
-    return size
