@@ -15,7 +15,7 @@ transformers are compared with where they are installed. Parts, each in processe
 
 Metrics: medians of several repeats of many calls; each part's module says what is counted. The last line of standard output is one JSON object with versions,
 device, commit, all rows, and the goals with what was got. With --output it is in that file after every row, so that a run that is cut off leaves what it has, and
-compiled programs are kept beside it (card.json has card.cache) (else in the user's cache folder), where the next run finds them. The exit code is 1 if numbers are wrong.
+compiled programs are kept beside it, as card.cache beside card.json (else in the user's cache folder), where the next run finds them. The exit code is 1 if numbers are wrong.
 
 Without a GPU, sizes are tiny and the figures mean nothing: it then only shows that the card works.
 """
