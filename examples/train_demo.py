@@ -51,7 +51,7 @@ CONFIG = ModelConfig(
     num_kv_heads=2,
     head_dim=32,
     max_position_embeddings=2048,
-    rms_norm_eps=1e-5,
+    norm_eps=1e-5,
     rope=RopeConfig(theta=10000.0),
     is_head_tied=True,
     bos_token_id=1,

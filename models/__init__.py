@@ -1,19 +1,43 @@
 """Flax NNX models: configuration, layers, one decoder, one file a family."""
 
-from types import ModuleType
+from collections.abc import Mapping
+from typing import Protocol
 
 import jax.numpy as jnp
 from flax import nnx
 
 from sarathi_jax.errors import ModelError
-from sarathi_jax.models import llama
+from sarathi_jax.models import llama, mistral
 from sarathi_jax.models.config import ModelConfig
+from sarathi_jax.models.config_fields import ConfigFields
 from sarathi_jax.models.decoder import CausalLM, causal_lm_logits
 from sarathi_jax.models.weights import ParamSource
 
-FAMILIES = {"llama": llama, "mistral": llama}
 
-__all__ = ["FAMILIES", "CausalLM", "ModelConfig", "causal_lm_logits", "create_model", "param_sources"]
+class MakeModel(Protocol):
+    """Builds a model with random weights."""
+
+    def __call__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype) -> CausalLM: ...
+
+
+class Family(Protocol):
+    """What a family's file holds. ARCHITECTURE: its class in transformers."""
+
+    @property
+    def ARCHITECTURE(self) -> str: ...  # noqa: N802 - a constant of the module
+
+    @property
+    def create(self) -> MakeModel: ...
+
+    def read_config(self, fields: ConfigFields) -> ModelConfig: ...
+
+    def param_sources(self, config: ModelConfig) -> dict[str, ParamSource]: ...
+
+
+# By transformers' `model_type`.
+FAMILIES: Mapping[str, Family] = {"llama": llama, "mistral": mistral}
+
+__all__ = ["FAMILIES", "CausalLM", "Family", "ModelConfig", "causal_lm_logits", "create_model", "param_sources"]
 
 
 def create_model(config: ModelConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype) -> CausalLM:
@@ -26,7 +50,7 @@ def param_sources(config: ModelConfig) -> dict[str, ParamSource]:
     return _family(config).param_sources(config)
 
 
-def _family(config: ModelConfig) -> ModuleType:
+def _family(config: ModelConfig) -> Family:
     if config.family not in FAMILIES:
         raise ModelError(
             f"The family must be one of {', '.join(FAMILIES)}, got {config.family!r}: choose one of these."

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sarathi_jax.models.config import ModelConfig
+from sarathi_jax.models.layers import make_norm
 from sarathi_jax.models.linear import Linear
 from sarathi_jax.models.rope import RopeAngles, apply_rope
 
@@ -25,18 +26,24 @@ class Attention(nnx.Module):
     def __init__(self, config: ModelConfig, layer_index: int, *, rngs: nnx.Rngs, dtype: jnp.dtype) -> None:
         embed, heads, head_dim = config.hidden_size, config.num_heads, config.head_dim
         group_shape = (config.num_kv_heads, config.num_queries_per_kv + 2, head_dim)
-        has_bias = config.has_attention_bias
+        qkv_axes, out_axes = ("kv_heads", None, None), ("heads", None)
         self.qkv = Linear(
-            (embed,), group_shape, ("embed",), ("kv_heads", None, None), rngs=rngs, dtype=dtype, has_bias=has_bias
+            (embed,), group_shape, ("embed",), qkv_axes, rngs=rngs, dtype=dtype, has_bias=config.has_qkv_bias
         )
         self.out = Linear(
-            (heads, head_dim), (embed,), ("heads", None), ("embed",), rngs=rngs, dtype=dtype, has_bias=has_bias
+            (heads, head_dim), (embed,), out_axes, ("embed",), rngs=rngs, dtype=dtype, has_bias=config.has_out_bias
         )
+        self.q_norm = make_norm(config, head_dim, dtype=dtype) if config.has_qk_norm else None
+        self.k_norm = make_norm(config, head_dim, dtype=dtype) if config.has_qk_norm else None
         self.layer_index = layer_index
 
     def __call__(self, x: jax.Array, angles: RopeAngles, attend: Attend) -> jax.Array:
         """x: [T, E]. Returns: [T, E]."""
-        return self.out(attend(self.layer_index, self.qkv(x), angles))
+        qkv = self.qkv(x)  # [T, K, G + 2, D]
+        if self.q_norm is not None and self.k_norm is not None:
+            normed = self.q_norm(qkv[:, :, :-2]), self.k_norm(qkv[:, :, -2:-1])
+            qkv = jnp.concatenate([*normed, qkv[:, :, -1:]], axis=2)
+        return self.out(attend(self.layer_index, qkv, angles))
 
 
 def dense_causal_attend(config: ModelConfig) -> Attend:
@@ -47,6 +54,8 @@ def dense_causal_attend(config: ModelConfig) -> Attend:
         turned = apply_rope(qkv[:, :, :-1], angles)
         q, k, v = turned[:, :, :-1], turned[:, :, -1], qkv[:, :, -1]  # [T, K, G, D], [T, K, D], [T, K, D]
         scores = jnp.einsum("tkgd,skd->kgts", q, k, preferred_element_type=jnp.float32) * config.attention_scale
+        if config.attention_soft_cap is not None:
+            scores = config.attention_soft_cap * jnp.tanh(scores / config.attention_soft_cap)
         distance = jnp.arange(num_tokens)[:, None] - jnp.arange(num_tokens)[None, :]  # i32[T, T], of query from key
         is_seen = (distance >= 0) & (distance < (window or num_tokens))
         weights = jax.nn.softmax(jnp.where(is_seen[None, None], scores, -jnp.inf), axis=-1).astype(v.dtype)

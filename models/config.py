@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn"]
+NormKind = Literal["rms", "rms_plus_one", "layer"]
+Activation = Literal["silu", "gelu", "gelu_tanh"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +35,35 @@ class RopeConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MoEConfig:
+    """Layers whose MLP is a mixture of experts, of which each token goes through a few (Shazeer et al. 2017).
+
+    expert_size: width F of one expert.
+    is_normalized: whether the weights of a token's experts are made to sum to one.
+    dense_layers: layers that have a plain MLP all the same.
+    """
+
+    num_experts: int
+    num_experts_per_token: int
+    expert_size: int
+    is_normalized: bool = True
+    dense_layers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """Shape and constants of a decoder-only model. Hashable: compiled programs are keyed by it.
 
     family: the name of the module in `sarathi_jax.models` that builds it.
+    rope: of all layers, but where `local_rope` is given, those with a window.
+    rotary_dim: how much of a head is rotated; None: all of it.
+    norm: `rms_plus_one` multiplies by 1 + scale; `layer` has a mean and a bias too.
+    has_qk_norm: queries and keys are normalized, head by head, before they are rotated.
     sliding_window: tokens a query sees, itself included; None: all before it.
+    window_layers: layers that have the window; None: all of them.
+    query_scalar: what queries are scaled by is one over its square root; None: head_dim.
+    attention_soft_cap, logit_soft_cap: c tanh(x / c) of scores, and of logits; None: as they are.
+    embedding_scale: what embeddings are multiplied by, rounded to the activations' dtype first.
     eos_token_ids: any of these ends an output.
     dtype: of the checkpoint's weights, as numpy spells it ("float32", "bfloat16", "float16").
     """
@@ -51,12 +77,24 @@ class ModelConfig:
     num_kv_heads: int
     head_dim: int
     max_position_embeddings: int
-    rms_norm_eps: float = 1e-6
+    norm_eps: float = 1e-6
+    norm: NormKind = "rms"
+    activation: Activation = "silu"
     rope: RopeConfig = RopeConfig()
+    local_rope: RopeConfig | None = None
+    rotary_dim: int | None = None
     is_head_tied: bool = False
-    has_attention_bias: bool = False
+    has_qkv_bias: bool = False
+    has_out_bias: bool = False
     has_mlp_bias: bool = False
+    has_qk_norm: bool = False
     sliding_window: int | None = None
+    window_layers: tuple[int, ...] | None = None
+    query_scalar: float | None = None
+    attention_soft_cap: float | None = None
+    logit_soft_cap: float | None = None
+    embedding_scale: float | None = None
+    moe: MoEConfig | None = None
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
@@ -69,9 +107,21 @@ class ModelConfig:
 
     @property
     def attention_scale(self) -> float:
-        return self.head_dim**-0.5
+        return (self.head_dim if self.query_scalar is None else self.query_scalar) ** -0.5
 
     def window(self, layer_index: int) -> int | None:
         """Tokens that a query of this layer sees, itself included; None: all before it."""
+        return self.sliding_window if self._has_window(layer_index) else None
+
+    def layer_rope(self, layer_index: int) -> RopeConfig:
+        """The rotary embedding of this layer."""
+        is_local = self.local_rope is not None and self._has_window(layer_index)
+        return self.local_rope if is_local and self.local_rope else self.rope
+
+    def is_moe_layer(self, layer_index: int) -> bool:
+        """Whether this layer's MLP is a mixture of experts."""
+        return self.moe is not None and layer_index not in self.moe.dense_layers
+
+    def _has_window(self, layer_index: int) -> bool:
         assert 0 <= layer_index < self.num_layers, "a layer of the model"
-        return self.sliding_window
+        return self.window_layers is None or layer_index in self.window_layers

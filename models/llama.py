@@ -1,6 +1,10 @@
-"""Llama 1, 2 and 3, Yi, and Mistral: one decoder, told apart by their configuration. Names of their weights in Hugging Face folders."""
+"""Llama 1, 2 and 3, and Yi: the plain decoder. Names of its weights, which most families share."""
 
+from dataclasses import replace
+
+from sarathi_jax.models.base_fields import Absent, read_activation, read_base, refuse_layer_types
 from sarathi_jax.models.config import ModelConfig
+from sarathi_jax.models.config_fields import ConfigFields
 from sarathi_jax.models.decoder import CausalLM
 from sarathi_jax.models.weights import (
     ParamSource,
@@ -11,7 +15,23 @@ from sarathi_jax.models.weights import (
     transposed_source,
 )
 
+ARCHITECTURE = "LlamaForCausalLM"
+ABSENT = Absent(max_position_embeddings=2048, bos_token_id=1, eos_token_id=2)
+
 create = CausalLM
+
+
+def read_config(fields: ConfigFields) -> ModelConfig:
+    """Raises: ModelError, as `read_base`."""
+    refuse_layer_types(fields, "full_attention")
+    has_biases = fields.boolean("attention_bias")
+    return replace(
+        read_base(fields, "llama", ABSENT),
+        activation=read_activation(fields, "hidden_act", "silu", ("silu",)),
+        has_qkv_bias=has_biases,
+        has_out_bias=has_biases,
+        has_mlp_bias=fields.boolean("mlp_bias"),
+    )
 
 
 def param_sources(config: ModelConfig) -> dict[str, ParamSource]:
@@ -39,8 +59,9 @@ def _layer_sources(config: ModelConfig, prefix: str) -> dict[str, ParamSource]:
         "mlp.gate_up.kernel": gate_up_source(config, mlp_prefix, "weight"),
         "mlp.down.kernel": transposed_source(f"{mlp_prefix}.down_proj.weight", (mlp, embed)),
     }
-    if config.has_attention_bias:
+    if config.has_qkv_bias:
         sources["attention.qkv.bias"] = qkv_source(config, attention, "bias")
+    if config.has_out_bias:
         sources["attention.out.bias"] = direct_source(f"{attention}.o_proj.bias", (embed,))
     if config.has_mlp_bias:
         sources["mlp.gate_up.bias"] = gate_up_source(config, mlp_prefix, "bias")

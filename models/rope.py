@@ -18,15 +18,23 @@ class RopeAngles(NamedTuple):
     sin: jax.Array
 
 
-def rope_angles(rope: RopeConfig, head_dim: int, positions: jax.Array, max_length: int) -> RopeAngles:
+def rope_angles(
+    rope: RopeConfig, head_dim: int, positions: jax.Array, max_length: int, rotary_dim: int | None = None
+) -> RopeAngles:
     """Angles of positions i32[T].
+
+    rotary_dim: how much of a head is rotated; None: all. The pairs that are not come last and have angle 0: weights are read in that order.
 
     max_length: the longest sequence, in tokens, that these angles are for. Only `dynamic` looks at it: its frequencies are those of a sequence of that
       length, and stay what they are while a sequence grows, so that keys in the cache keep their meaning.
     """
-    frequencies, scale = rope_frequencies(rope, head_dim, max_length)
+    rotary_dim = rotary_dim or head_dim
+    frequencies, scale = rope_frequencies(rope, rotary_dim, max_length)
     angles = positions.astype(jnp.float32)[:, None] * jnp.asarray(frequencies, jnp.float32)[None, :]  # [T, D / 2]
-    return RopeAngles(jnp.cos(angles) * scale, jnp.sin(angles) * scale)
+    still = ((0, 0), (0, (head_dim - rotary_dim) // 2))
+    return RopeAngles(
+        jnp.pad(jnp.cos(angles) * scale, still, constant_values=1.0), jnp.pad(jnp.sin(angles) * scale, still)
+    )
 
 
 def apply_rope(x: jax.Array, angles: RopeAngles) -> jax.Array:

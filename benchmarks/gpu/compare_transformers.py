@@ -49,7 +49,7 @@ def _transformers_config(config: ModelConfig) -> Any:
         num_key_value_heads=config.num_kv_heads,
         head_dim=config.head_dim,
         max_position_embeddings=config.max_position_embeddings,
-        rms_norm_eps=config.rms_norm_eps,
+        rms_norm_eps=config.norm_eps,
         rope_theta=config.rope.theta,
         tie_word_embeddings=config.is_head_tied,
         **({"sliding_window": config.sliding_window} if config.family == "mistral" else {}),

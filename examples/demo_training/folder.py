@@ -119,7 +119,7 @@ def _hugging_face_config(config: ModelConfig) -> dict[str, object]:
         "head_dim": config.head_dim,
         "hidden_act": "silu",
         "max_position_embeddings": config.max_position_embeddings,
-        "rms_norm_eps": config.rms_norm_eps,
+        "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope.theta,
         "sliding_window": config.sliding_window,
         "attention_dropout": 0.0,

@@ -75,8 +75,8 @@ class Layer(nnx.Module):
 
     def __call__(self, x: jax.Array, cos: jax.Array, sin: jax.Array, mask: jax.Array) -> jax.Array:
         """x f32[N, W, E] -> f32[N, W, E]; mask bool[N, W, W], queries before keys."""
-        x = x + self.attention(rms_norm(x, self.attention_norm, self.config.rms_norm_eps), cos, sin, mask)
-        return x + self.mlp(rms_norm(x, self.mlp_norm, self.config.rms_norm_eps))
+        x = x + self.attention(rms_norm(x, self.attention_norm, self.config.norm_eps), cos, sin, mask)
+        return x + self.mlp(rms_norm(x, self.mlp_norm, self.config.norm_eps))
 
     def mlp(self, x: jax.Array) -> jax.Array:
         gate, up = jnp.split(product(x, self.gate_up[...], self.dtype), 2, axis=-1)
@@ -113,7 +113,7 @@ class Mistral(nnx.Module):
         x = self.embedding[...][token_ids]
         for layer in self.layers:
             x = layer(x, jnp.cos(angles), jnp.sin(angles), mask)
-        return rms_norm(x, self.norm, self.config.rms_norm_eps)
+        return rms_norm(x, self.norm, self.config.norm_eps)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         return product(hidden, self.embedding[...].T, self.dtype)

@@ -112,7 +112,7 @@ def _paged_attend(
             page_size=geometry.page_size,
             scale=config.attention_scale,
             window=window,
-            soft_cap=None,
+            soft_cap=config.attention_soft_cap,
             is_decode_only=bucket.is_decode_only,
         )
         return out, kv

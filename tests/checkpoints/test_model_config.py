@@ -22,8 +22,9 @@ SIZES: dict[str, Any] = {
 }
 LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **SIZES}
 MISTRAL = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", **SIZES}
-SAME_NAMES = ("vocab_size", "hidden_size", "intermediate_size", "head_dim", "max_position_embeddings", "rms_norm_eps")
+SAME_NAMES = ("vocab_size", "hidden_size", "intermediate_size", "head_dim", "max_position_embeddings")
 OTHER_NAMES = {
+    "norm_eps": "rms_norm_eps",
     "num_layers": "num_hidden_layers",
     "num_heads": "num_attention_heads",
     "num_kv_heads": "num_key_value_heads",
@@ -79,7 +80,7 @@ def test_golden_configurations_are_read_as_they_were_meant(name: str) -> None:
     assert config.rope == GOLDEN_ROPES[name]
     assert config.sliding_window == written.get("sliding_window")
     assert config.family == name.split("-")[0]
-    assert (config.has_attention_bias, config.has_mlp_bias) == (name == "llama-biases",) * 2
+    assert (config.has_qkv_bias, config.has_out_bias, config.has_mlp_bias) == (name == "llama-biases",) * 3
     eos = written["eos_token_id"]
     assert list(config.eos_token_ids) == (eos if isinstance(eos, list) else [] if eos is None else [eos])
 
@@ -142,7 +143,7 @@ def test_the_generation_config_says_what_ends_an_output(
         ({"pad_token_id": 0}, "pad_token_id", 0),
         ({"hidden_act": "swish", "pretraining_tp": 4, "quantization_config": None}, "family", "llama"),
         ({"architectures": None}, "family", "llama"),
-        ({"rms_norm_eps": 1}, "rms_norm_eps", 1.0),
+        ({"rms_norm_eps": 1}, "norm_eps", 1.0),
         ({"attention_bias": True, "mlp_bias": True}, "has_mlp_bias", True),
     ],
 )
@@ -210,7 +211,7 @@ REFUSED: list[Any] = [
         {"quantization_config": {"bits": 4}},
         "quantization_config must not be there, .*: use weights that are not quantized",
     ),
-    ({"layer_types": ["sliding_attention"] * 2}, "layer_types must not be there"),
+    ({"layer_types": ["sliding_attention"] * 2}, "layer_types must all be full_attention, or not be there"),
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor must be 1"),
     ({SCALING: "linear"}, "rope_scaling must be an object or null, got 'linear'"),
     ({SCALING: {"rope_type": "longrope"}}, "rope_scaling.rope_type must be one of default, linear, .*, got 'longrope'"),

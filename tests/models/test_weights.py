@@ -18,7 +18,8 @@ CONFIG = ModelConfig(
     num_kv_heads=2,
     head_dim=4,
     max_position_embeddings=32,
-    has_attention_bias=True,
+    has_qkv_bias=True,
+    has_out_bias=True,
     has_mlp_bias=True,
 )
 SOURCES = param_sources(CONFIG)

@@ -20,7 +20,8 @@ CONFIG = ModelConfig(
     num_kv_heads=4,
     head_dim=4,
     max_position_embeddings=32,
-    has_attention_bias=True,
+    has_qkv_bias=True,
+    has_out_bias=True,
 )
 MESH = make_mesh({"tensor": 4})
 

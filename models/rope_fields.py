@@ -6,8 +6,8 @@ Each scaling means what transformers 5 takes it to mean; what it would only warn
 import math
 from typing import cast, get_args
 
-from sarathi_jax.checkpoints.config_fields import ConfigFields
 from sarathi_jax.models.config import RopeConfig, RopeKind
+from sarathi_jax.models.config_fields import ConfigFields
 
 KINDS = get_args(RopeKind)
 DEFAULT_THETA = 10000.0
@@ -26,15 +26,16 @@ COMMON_NAMES = frozenset(
 )
 
 
-def read_rope_config(config: ConfigFields, max_position_embeddings: int) -> RopeConfig:
+def read_rope(config: ConfigFields, max_position_embeddings: int, absent_theta: float = DEFAULT_THETA) -> RopeConfig:
     """The rotary embedding of a model.
 
     Args:
       config: all of config.json.
       max_position_embeddings: its field of that name: the length where dynamic scaling sets in, and the trained length
         where no other is given.
+      absent_theta: the base, where the file says nothing.
     Raises: ModelError, naming the field, if it is wrong or not implemented."""
-    theta = config.number("rope_theta", DEFAULT_THETA, over=1.0)
+    theta = config.number("rope_theta", absent_theta, over=1.0)
     scaling = config.nested("rope_scaling") or config.nested("rope_parameters")
     _refuse_partial(config)
     if scaling is None:
