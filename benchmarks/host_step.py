@@ -27,6 +27,7 @@ import numpy as np
 from sarathi_jax.clock import WallClock
 from sarathi_jax.engine.engine import Engine
 from sarathi_jax.execution.buckets import BucketTable
+from sarathi_jax.execution.device_runner import LocalRunner
 from sarathi_jax.execution.executor import JaxExecutor, JaxStepHandle
 from sarathi_jax.execution.packing import Geometry
 from sarathi_jax.execution.programs import Programs
@@ -126,7 +127,7 @@ def make_executor(stopwatch: Stopwatch) -> TimedExecutor:
     num_blocks = MAX_MODEL_LEN // PAGE_SIZE
     geometry = Geometry(NUM_ROWS * num_blocks, PAGE_SIZE, num_blocks, NUM_ROWS, MAX_MODEL_LEN, VOCAB_SIZE)
     table = BucketTable(TOKEN_BUDGET, NUM_ROWS)
-    executor = TimedExecutor(StubPrograms().programs(table), (), table, geometry, ())
+    executor = TimedExecutor(LocalRunner(StubPrograms().programs(table), ()), table, geometry, ())
     executor.stopwatch = stopwatch
     return executor
 

@@ -11,6 +11,7 @@ first start, so they are spaced for a padding of a third at most where work grow
 Any variant serves the rows of the ones before it. `full` is compiled for every second shape only: fewer programs, for requests that are rare.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -79,6 +80,11 @@ class BucketTable:
             ):
                 return bucket
         raise AssertionError(f"a schedule of {num_tokens} tokens in {num_rows} rows is larger than the largest bucket")
+
+
+def largest_first(buckets: Iterable[Bucket]) -> list[Bucket]:
+    """By tokens, and among equals those that do most with logits."""
+    return sorted(buckets, key=lambda bucket: (bucket.num_tokens, bucket.variant), reverse=True)
 
 
 def _decode_sizes(max_num_seqs: int) -> list[int]:

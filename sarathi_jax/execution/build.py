@@ -13,6 +13,7 @@ from sarathi_jax.config import EngineConfig
 from sarathi_jax.errors import CapacityError, ConfigError
 from sarathi_jax.execution.buckets import BucketTable
 from sarathi_jax.execution.compile_ledger import CompileLedger
+from sarathi_jax.execution.device_runner import LocalRunner
 from sarathi_jax.execution.device_state import kv_bytes_per_page
 from sarathi_jax.execution.executor import JaxExecutor
 from sarathi_jax.execution.memory_plan import MemoryPlan, device_limit_bytes, plan_memory
@@ -43,7 +44,7 @@ class EnginePrograms:
     def executor(self, params: Sequence[jax.Array]) -> JaxExecutor:
         """An executor over these parameters, a flat tuple, with an empty KV cache of its own."""
         eos_token_ids = self.model_state.config.eos_token_ids
-        return JaxExecutor(self.programs, params, self.table, self.geometry, eos_token_ids)
+        return JaxExecutor(LocalRunner(self.programs, params), self.table, self.geometry, eos_token_ids)
 
 
 def choose_dtype(name: str, config: ModelConfig, mesh: jax.sharding.Mesh) -> jnp.dtype:

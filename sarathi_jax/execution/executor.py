@@ -1,17 +1,17 @@
-"""Runs schedules on devices: packs one, dispatches the program of its bucket, hands out what comes back. Owns the device state; knows nothing of queues."""
+"""Runs schedules: packs one in the shape of its bucket, has a `Runner` dispatch it, hands out what comes back. Knows nothing of queues."""
 
 import logging
-from collections.abc import Sequence
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 from sarathi_jax.errors import EngineError
-from sarathi_jax.execution.buckets import Bucket, BucketTable, Variant
-from sarathi_jax.execution.device_state import DeviceState, pack_slot
+from sarathi_jax.execution.buckets import Bucket, BucketTable, Variant, largest_first
+from sarathi_jax.execution.device_runner import Runner
+from sarathi_jax.execution.device_state import pack_slot
 from sarathi_jax.execution.packing import Geometry, SlotTables, pack, pack_padding
-from sarathi_jax.execution.programs import Programs
 from sarathi_jax.execution.sampling_row import pack_sampling_row
 from sarathi_jax.execution.step_output import read_step_output
 from sarathi_jax.sampling_params import SamplingParams
@@ -24,26 +24,22 @@ class JaxExecutor:
     """The `Executor` over compiled step programs.
 
     Args:
-      programs: compiled for exactly these buckets and this geometry.
-      params: the model's flat tuple.
+      runner: over programs of exactly these buckets and this geometry.
       eos_token_ids: the model's, which min_tokens forbids.
     """
 
     def __init__(
         self,
-        programs: Programs,
-        params: Sequence[jax.Array],
+        runner: Runner,
         table: BucketTable,
         geometry: Geometry,
         eos_token_ids: tuple[int, ...],
     ) -> None:
         self.geometry = geometry
         self.table = table
-        self._programs = programs
-        self._params = tuple(params)
+        self.runner = runner
         self._eos_token_ids = eos_token_ids
         self._slots = SlotTables(geometry)
-        self._state: DeviceState | None = programs.make_state()
         self._num_lost_states = 0
 
     def warm_up(self, *, progress: bool) -> None:
@@ -51,11 +47,9 @@ class JaxExecutor:
 
         progress: show a bar on standard error.
         """
-        assert self._state is not None, "the executor is closed"
-        steps = self._programs.steps
-        for bucket in tqdm(steps, desc="warm up", unit="program", disable=not progress):
-            self._state, out = steps[bucket](self._params, self._state, pack_padding(bucket, self.geometry))
-            out.block_until_ready()
+        buckets = largest_first(self.table.buckets)
+        for bucket in tqdm(buckets, desc="warm up", unit="program", disable=not progress):
+            np.asarray(self.runner.run_step(bucket, pack_padding(bucket, self.geometry)))
 
     def submit(self, schedule: Schedule) -> "JaxStepHandle":
         """Dispatch a step; returns at once. A fault of the device is raised by the handle."""
@@ -72,11 +66,9 @@ class JaxExecutor:
         packed = pack(schedule, bucket, self.geometry, self._slots)
         generation = self._num_lost_states
         try:
-            assert self._state is not None, "the executor is closed"
             for row in first_rows:
                 self._set_slot(row)
-            self._state, out = self._programs.steps[bucket](self._params, self._state, packed)
-            out.copy_to_host_async()
+            out = self.runner.run_step(bucket, packed)
         except jax.errors.JaxRuntimeError as error:
             self.forget_state(
                 generation
@@ -85,26 +77,24 @@ class JaxExecutor:
         return JaxStepHandle(self, schedule, bucket, out, generation)
 
     def close(self) -> None:
-        self._state, self._params = None, ()
+        self.runner.close()
 
     def _set_slot(self, row: ScheduledRow) -> None:
         """Set up the batch slot of a request that was just admitted, on the device if `full` steps serve it."""
         if self._slots.variants[row.batch_slot] == Variant.FULL:
-            assert self._state is not None, "the executor is closed"
             context = np.array(row.context_token_ids, np.int32)
             eos_token_ids = () if row.sampling.ignore_eos else self._eos_token_ids
-            packed = pack_slot(row.batch_slot, context, row.sampling, eos_token_ids, self.geometry)
-            self._state = self._state._replace(slots=self._programs.set_slot(self._state.slots, packed))
+            self.runner.set_slot(pack_slot(row.batch_slot, context, row.sampling, eos_token_ids, self.geometry))
 
     def forget_state(self, generation: int) -> None:
         """A step failed and took the donated state with it: start again with an empty one, once for all steps that were in flight.
 
         Raises: EngineError if the device can't give even that.
         """
-        if generation == self._num_lost_states and self._state is not None:
+        if generation == self._num_lost_states:
             self._num_lost_states += 1
             try:
-                self._state = self._programs.make_state()
+                self.runner.reset()
             except jax.errors.JaxRuntimeError as error:
                 raise EngineError(
                     f"After a failed step an empty KV cache must be made, got {str(error)[:500]}: start the engine again."
@@ -119,7 +109,7 @@ class JaxStepHandle:
         executor: JaxExecutor,
         schedule: Schedule,
         bucket: Bucket,
-        out: jax.Array | Exception,
+        out: ArrayLike | Exception,
         generation: int,
     ) -> None:
         self.bucket = bucket

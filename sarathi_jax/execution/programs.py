@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from sarathi_jax import gpu_defaults
 from sarathi_jax.errors import ConfigError
-from sarathi_jax.execution.buckets import Bucket
+from sarathi_jax.execution.buckets import Bucket, largest_first
 from sarathi_jax.execution.compile_ledger import CompileLedger, watch_cache
 from sarathi_jax.execution.device_state import DeviceState, abstract_state, make_state, set_slot, slot_size
 from sarathi_jax.execution.packing import Geometry, packed_size
@@ -63,7 +63,7 @@ class ProgramBuilder:
                 return compiled
 
             # The largest first: the pool ends together.
-            order = sorted(buckets, key=lambda bucket: (bucket.num_tokens, bucket.variant), reverse=True)
+            order = largest_first(buckets)
             helpers = pool.submit(self._compile_make_state), pool.submit(self._compile_set_slot)
             steps = dict(zip(order, pool.map(compile_step, order), strict=True))
             return Programs(steps, helpers[0].result(), helpers[1].result())

@@ -31,6 +31,7 @@ from sarathi_jax.engine.engine import Engine
 from sarathi_jax.engine.records import StepRecord
 from sarathi_jax.execution.buckets import Bucket, BucketTable, Variant
 from sarathi_jax.execution.compile_ledger import CompileLedger
+from sarathi_jax.execution.device_runner import LocalRunner
 from sarathi_jax.execution.executor import JaxExecutor
 from sarathi_jax.execution.packing import Geometry
 from sarathi_jax.execution.programs import ProgramBuilder
@@ -214,7 +215,7 @@ class Rig:
         geometry = Geometry(num_pages, 4, max_model_len // 4, max_num_seqs, max_model_len, config.vocab_size)
         builder = ProgramBuilder(state, geometry, mesh, kernels, jnp.dtype("float32"), ledger)
         programs = builder.compile_all(table.buckets, progress=False)
-        self.executor = JaxExecutor(programs, params, table, geometry, config.eos_token_ids)
+        self.executor = JaxExecutor(LocalRunner(programs, params), table, geometry, config.eos_token_ids)
         self.limits = {name: getattr(geometry, name) for name in SHARED_LIMITS}
         self.reference = Reference(state.merge(params), draw_calls(config.vocab_size, num_calls))
         self.calls = self.reference.calls

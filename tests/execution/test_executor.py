@@ -119,7 +119,8 @@ def test_slot_set_up_that_fails_is_a_failed_step(tiny: Any, overlap: bool):
     params, count = greedy(repetition_penalty=2.0), 0
     sound = tiny.run((PROMPTS[0], params), (PROMPTS[1], params))
     engine = tiny.engine(overlap=overlap)
-    programs = engine.loop.executor._programs
+    runner = engine.loop.executor.runner
+    programs = runner.programs
 
     def set_slot(slots: Any, packed: Any) -> Any:
         nonlocal count
@@ -129,7 +130,7 @@ def test_slot_set_up_that_fails_is_a_failed_step(tiny: Any, overlap: bool):
             raise jax.errors.JaxRuntimeError("INTERNAL: injected in set-up")
         return programs.set_slot(slots, packed)
 
-    engine.loop.executor._programs = type(programs)(programs.steps, programs.make_state, set_slot)
+    runner.programs = type(programs)(programs.steps, programs.make_state, set_slot)
     outputs = tiny.run_on(engine, (PROMPTS[0], params), (PROMPTS[1], params))
     assert [each.outputs[0].token_ids for each in outputs] == [each.outputs[0].token_ids for each in sound]
 
@@ -214,10 +215,11 @@ MIX: list[dict[str, Any]] = [{}, {"logprobs": 3}, {}, {"temperature": 1.0, "min_
 def test_warming_up_changes_nothing_that_a_request_sees(tiny: Any) -> None:
     """Every program runs once on padding alone: pages and slots, full of what others left, are as they were."""
     executor = tiny.programs.executor(tiny.params)
-    executor._state = jax.tree.map(lambda leaf: jax.device_put(jnp.full_like(leaf, 7), leaf.sharding), executor._state)
-    before = [np.asarray(leaf) for leaf in jax.tree.leaves(executor._state)]
+    runner: Any = executor.runner
+    runner.state = jax.tree.map(lambda leaf: jax.device_put(jnp.full_like(leaf, 7), leaf.sharding), runner.state)
+    before = [np.asarray(leaf) for leaf in jax.tree.leaves(runner.state)]
     executor.warm_up(progress=False)
-    for leaf, old in zip(jax.tree.leaves(executor._state), before, strict=True):
+    for leaf, old in zip(jax.tree.leaves(runner.state), before, strict=True):
         np.testing.assert_array_equal(leaf, old)
 
 

@@ -15,6 +15,7 @@ from sarathi_jax.clock import VirtualClock
 from sarathi_jax.engine.engine import Engine
 from sarathi_jax.execution.buckets import Bucket, BucketTable, Variant
 from sarathi_jax.execution.compile_ledger import CompileLedger
+from sarathi_jax.execution.device_runner import LocalRunner
 from sarathi_jax.execution.executor import JaxExecutor
 from sarathi_jax.execution.packing import Geometry
 from sarathi_jax.execution.programs import ProgramBuilder
@@ -81,7 +82,7 @@ def make_engine() -> Iterator[Callable[[Path], Engine]]:
             builder.compile_all(table.buckets, progress=False),
             load_params(folder, config, state.parameters),
         )
-        executor = JaxExecutor(programs, state.flat(params), table, geometry, config.eos_token_ids)
+        executor = JaxExecutor(LocalRunner(programs, state.flat(params)), table, geometry, config.eos_token_ids)
         limits = {name: getattr(geometry, name) for name in SHARED_LIMITS}
         scheduler = Scheduler("sarathi", token_budget=16, **limits)
         engines.append(Engine(scheduler, executor, VirtualClock(), is_overlapped=True, tokenizer=None))
