@@ -4,12 +4,12 @@ Runs in an environment of its own, which has PyTorch and not this package (PyTor
 
     python3.11 -m venv oracle && oracle/bin/pip install torch==2.13.0
     oracle/bin/pip install transformers==5.24.0 safetensors numpy
-    oracle/bin/python tests/golden/generate.py            # all tiny configurations (about a minute)
+    oracle/bin/python tests/golden/generate.py            # all tiny configurations (some minutes)
     oracle/bin/python tests/golden/generate.py NAME ...   # some of them
     oracle/bin/python tests/golden/generate.py --demo     # the demo model, after every new training (seconds)
 
 A tiny configuration is `data/NAME/config.json`, the text as transformers wrote it (or, for "old" ones, in the form of
-transformers 4), and `data/NAME/golden.npz`. Weights are int8 times 2**-6, so that 21 models are small files and every
+transformers 4), and `data/NAME/golden.npz`. Weights are int8 times 2**-6, so that these models are small files and every
 reader gets exactly the same float32 values. Logits come from one forward of the whole prompt without a cache, greedy
 tokens from `model.generate` with its cache; eager attention, float32, one thread. Both are checked against a float64
 forward here, so a golden file is known to be right to about 1e-5, far inside the 2e-4 which the test allows. The seed of
@@ -26,6 +26,7 @@ given only where prompt and output together stay within the maximum.
 """
 
 import argparse
+import copy
 import hashlib
 import json
 import tempfile
@@ -33,16 +34,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cases import CASES, Case
-from safetensors.numpy import save_file
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-)
+from cases import CASES
+from cases.case import Case
+from safetensors.numpy import load_file, save_file
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 DATA = Path(__file__).parent / "data"
@@ -62,14 +57,16 @@ DEMO_TEXTS = (
     "stall-free → μ-batch",
     "".join(f"{chr(97 + i % 26)}{i // 26}={(i * 37) % 997};" for i in range(160)) + "?f4=",
 )
-FAMILIES = {"llama": (LlamaConfig, LlamaForCausalLM), "mistral": (MistralConfig, MistralForCausalLM)}
 
 
 def config_text(case: Case) -> str:
     """config.json as transformers 5 writes it, or the same in the form of transformers 4."""
-    config_class, model_class = FAMILIES[case.family]
+    config_class = CONFIG_MAPPING[case.family]
     config = config_class(
-        **case.config, rope_parameters=dict(case.rope), eos_token_id=case.eos, architectures=[model_class.__name__]
+        **copy.deepcopy(case.config),
+        rope_parameters=copy.deepcopy(case.rope),
+        eos_token_id=case.eos,
+        architectures=[MODEL_FOR_CAUSAL_LM_MAPPING[config_class].__name__],
     )
     config.dtype = "float32"
     text = config.to_json_string(use_diff=True)
@@ -82,22 +79,25 @@ def config_text(case: Case) -> str:
     kind = rope.pop("rope_type")
     # "type" is the older spelling of "rope_type": linear is from its time.
     values["rope_scaling"] = None if kind == "default" else {"type" if kind == "linear" else "rope_type": kind, **rope}
-    return json.dumps(values, indent=2, sort_keys=True) + "\n"
+    return json.dumps(values | case.old_fields, indent=2, sort_keys=True) + "\n"
 
 
-def random_weights(text: str, std: float, seed: int) -> dict[str, np.ndarray]:
-    """int8 weights of every tensor of the checkpoint: norms around 1, the rest around 0."""
-    values = json.loads(text)
-    config_class, model_class = FAMILIES[values["model_type"]]
-    with torch.device("meta"):
-        tensors = model_class(config_class.from_dict(values)).state_dict()
+def blank_checkpoint(text: str) -> dict[str, np.ndarray]:
+    """The tensors of a checkpoint, by the names and in the shapes that transformers saves them, as it initializes them."""
+    config = CONFIG_MAPPING[json.loads(text)["model_type"]].from_dict(json.loads(text))
+    with tempfile.TemporaryDirectory() as folder:
+        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+        return load_file(Path(folder) / "model.safetensors")
+
+
+def random_weights(blank: dict[str, np.ndarray], std: float, seed: int) -> dict[str, np.ndarray]:
+    """int8 weights of every tensor of the checkpoint: norms around what they start at (1, or 0 where 1 is added), the rest around 0."""
     rng = np.random.default_rng(seed)
     weights = {}
-    for name in sorted(tensors):
-        if name == "lm_head.weight" and values["tie_word_embeddings"]:
-            continue
-        is_norm = name.endswith("norm.weight")
-        draw = rng.normal(1.0 if is_norm else 0.0, std, tuple(tensors[name].shape)) / WEIGHT_SCALE
+    for name in sorted(blank):
+        is_norm = name.endswith(".weight") and blank[name].ndim == 1
+        center = float(blank[name][0]) if is_norm else 0.0
+        draw = rng.normal(center, std, blank[name].shape) / WEIGHT_SCALE
         weights[name] = np.clip(np.rint(draw), -127, 127).astype(np.int8)
     return weights
 
@@ -162,10 +162,10 @@ def draw_prompts(case: Case, seed: int) -> list[list[int]]:
 
 def best_seed(case: Case, text: str) -> int:
     """The seed whose greedy texts repeat least, among those with clear gaps."""
-    scores = {}
+    blank, scores = blank_checkpoint(text), {}
     for seed in SEEDS:
         with tempfile.TemporaryDirectory() as folder:
-            write_folder(Path(folder), text, random_weights(text, case.std, seed))
+            write_folder(Path(folder), text, random_weights(blank, case.std, seed))
             runs = [
                 greedy_tokens(Path(folder), prompt)
                 for prompt, (_, greedy) in zip(draw_prompts(case, seed), case.prompts, strict=True)
@@ -181,7 +181,7 @@ def write_case(case: Case) -> None:
     """data/NAME/config.json and data/NAME/golden.npz."""
     text = config_text(case)
     seed = best_seed(case, text)
-    weights = random_weights(text, case.std, seed)
+    weights = random_weights(blank_checkpoint(text), case.std, seed)
     arrays = {f"weight/{name}": weight for name, weight in weights.items()}
     arrays |= {"weight_scale": np.float32(WEIGHT_SCALE), "seed": np.int32(seed)}
     smallest, distinct = np.inf, []

@@ -1,4 +1,4 @@
-"""Against Hugging Face transformers: logits of every prompt position, and 64 greedy tokens, of 21 tiny Llamas and Mistrals.
+"""Against Hugging Face transformers: logits of every prompt position, and 64 greedy tokens, of tiny models of every family.
 
 The golden files hold transformers' float32 answers (generate.py), each checked against its own float64 ones. The bound of 2e-4 is far above what two
 right float32 programs differ by here (about 1e-5), and far below what any wrong detail costs. Greedy tokens need no rule for ties: generate.py chose weights
@@ -21,7 +21,7 @@ import pytest
 from sarathi_jax import LLM, SamplingParams, load_model
 from sarathi_jax.checkpoints.model_config import read_model_config
 from sarathi_jax.engine.engine import Engine
-from sarathi_jax.models import causal_lm_logits
+from sarathi_jax.models import FAMILIES, causal_lm_logits
 
 DATA = Path(__file__).parent / "data"
 NAMES = sorted(path.name for path in DATA.iterdir() if path.is_dir())
@@ -37,6 +37,11 @@ ENGINE_ALWAYS |= {"mistral-linear-old", "mistral-window", "mistral-yarn"}
 ENGINE_NAMES = [
     pytest.param(name, marks=[] if name in ENGINE_ALWAYS else [pytest.mark.nightly], id=name) for name in NAMES
 ]
+ALL_ROPE_KINDS = {"default", "linear", "dynamic", "llama3", "yarn"}
+# Families that have not all of them, always tie their heads, have no windows.
+ROPE_KINDS: dict[str, set[str]] = {}
+ALWAYS_TIED: set[str] = set()
+WITHOUT_WINDOW = {"llama"}
 GREEDY = SamplingParams(max_tokens=64, temperature=0.0, ignore_eos=True)
 LOGIT_BOUND = 2e-4
 logits_of = jax.jit(causal_lm_logits)
@@ -79,17 +84,28 @@ def test_llm_tokens_are_those_of_transformers(make_golden: Callable[[str], Any])
         assert output.outputs[0].token_ids == golden.arrays[f"greedy/{length}"].tolist()
 
 
-def test_the_golden_models_cover_what_they_must():
-    """At least eight a family; every RoPE scaling and GQA ratios of 1, 3 and 8 in both; head_dim, windows, vocabularies as odd as promised."""
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_golden_models_cover_what_they_must(family: str):
+    """At least six a family: heads that stand alone and heads that share, every RoPE scaling, odd widths, vocabularies and windows."""
+    configs = [read_model_config(DATA / name) for name in NAMES if name.split("-")[0] == family]
+    assert len(configs) >= 6
+    assert len({config.num_queries_per_kv for config in configs}) >= 3
+    assert {config.rope.kind for config in configs} == ROPE_KINDS.get(family, ALL_ROPE_KINDS)
+    assert family in ALWAYS_TIED or {config.is_head_tied for config in configs} == {True, False}
+    assert any(config.head_dim * config.num_heads != config.hidden_size for config in configs)
+    assert all(config.vocab_size % 8 for config in configs)
+    windows = {config.sliding_window for config in configs}
+    assert family in WITHOUT_WINDOW or any(window and window < 70 for window in windows), "prompts have up to 70 tokens"
+
+
+def test_llamas_and_mistrals_cover_more():
+    """What families share is looked at closest in these two."""
     for family in ("llama", "mistral"):
-        configs = [read_model_config(DATA / name) for name in NAMES if name.startswith(family)]
+        configs = [read_model_config(DATA / name) for name in NAMES if name.split("-")[0] == family]
         assert len(configs) >= 8
-        assert {config.rope.kind for config in configs} == {"default", "linear", "dynamic", "llama3", "yarn"}
         assert {config.num_queries_per_kv for config in configs} >= {1, 3, 8}
-        assert {config.is_head_tied for config in configs} == {True, False}
-        assert any(config.head_dim * config.num_heads != config.hidden_size for config in configs)
-        assert all(config.vocab_size % 8 for config in configs)
-    assert {config.sliding_window for config in configs} >= {7, 16, 33, None}, "prompts are up to 70 tokens long"
+    windows = {read_model_config(DATA / name).sliding_window for name in NAMES}
+    assert windows >= {7, 16, 33, None}
 
 
 def test_a_wrong_detail_is_seen(make_golden: Callable[[str], Any]):
