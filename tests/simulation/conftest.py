@@ -1,0 +1,94 @@
+"""Shapes of the paper's models, its systems, and the published profiles, where somebody has them."""
+
+import csv
+import os
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+from sarathi_jax.simulation.cost_model import CostModel
+from sarathi_jax.simulation.hardware import load_device, load_host, load_system
+from sarathi_jax.simulation.links import Links
+from sarathi_jax.simulation.model_shape import ModelShape
+from sarathi_jax.simulation.placement import Placement
+
+ROOT = Path(__file__).parent.parent.parent
+# Vidur's published profiles; no part of this project.
+DATA_FOLDERS = (ROOT / "shared" / "data", ROOT.parent / "shared" / "data")
+
+MISTRAL_7B = ModelShape(
+    num_layers=32, hidden_size=4096, num_heads=32, num_kv_heads=8, head_dim=128, mlp_size=14336, vocab_size=32000
+)
+YI_34B = ModelShape(
+    num_layers=60, hidden_size=7168, num_heads=56, num_kv_heads=8, head_dim=128, mlp_size=20480, vocab_size=64000
+)
+FALCON_180B = ModelShape(
+    num_layers=80,
+    hidden_size=14848,
+    num_heads=232,
+    num_kv_heads=8,
+    head_dim=64,
+    mlp_size=59392,
+    vocab_size=65024,
+    num_mlp_matrices=2,
+    num_all_reduces_per_layer=1,
+)
+MIXTRAL_8X7B = ModelShape(
+    num_layers=32,
+    hidden_size=4096,
+    num_heads=32,
+    num_kv_heads=8,
+    head_dim=128,
+    mlp_size=14336,
+    vocab_size=32000,
+    num_experts=8,
+    experts_per_token=2,
+)
+SHAPES = {
+    "mistral-7b": MISTRAL_7B,
+    "yi-34b": YI_34B,
+    "falcon-180b": FALCON_180B,
+    "mixtral-8x7b": MIXTRAL_8X7B,
+}
+
+
+@pytest.fixture(scope="session")
+def shapes() -> dict[str, ModelShape]:
+    """By name: the paper's dense models and one with experts."""
+    return SHAPES
+
+
+@pytest.fixture(scope="session")
+def read_profile() -> Callable[..., dict[float, float]]:
+    """(file, key column, summed columns, {column: wanted}) -> key -> seconds, the median over repeated rows. Skips where the files are not."""
+    given = os.environ.get("SARATHI_JAX_DATA")
+    folders = (Path(given),) if given else DATA_FOLDERS
+    folder = next((each / "profiles" for each in folders if (each / "profiles").is_dir()), None)
+
+    def read(name: str, key: str, columns: tuple[str, ...], wanted: dict[str, int]) -> dict[float, float]:
+        if folder is None:
+            pytest.skip("the published profiles aren't here: point SARATHI_JAX_DATA at the folder that has profiles/")
+        rows = defaultdict(list)
+        with (folder / name).open(newline="") as file:
+            for row in csv.DictReader(file):
+                if all(int(row[column]) == value for column, value in wanted.items()):
+                    rows[float(row[key])].append(sum(float(row[f"time_stats.{each}.median"]) for each in columns) / 1e3)
+        assert rows, "no such rows"
+        return {size: median(times) for size, times in rows.items()}
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def cost_model() -> Callable[..., CostModel]:
+    """A cost model, by names and sizes of the mesh; sends are split over a stage's devices, as in Sarathi-Serve's engine."""
+
+    def make(model: str, device: str, system: str, host: str, **sizes: int) -> CostModel:
+        placement = Placement(**sizes)
+        links = Links(load_system(system))
+        return CostModel(SHAPES[model], load_device(device), placement, links, load_host(host), has_split_sends=True)
+
+    return make
