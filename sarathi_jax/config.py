@@ -20,7 +20,10 @@ class EngineConfig:
     """
 
     model: str = _field("demo", "demo, a folder in Hugging Face format, or a hub id")
-    mesh: str | None = _field(None, "devices by axis, as in tensor=4; unset: one device")
+    mesh: str | None = _field(
+        None, "devices by axis, of data, stage, expert and tensor, as in stage=2,tensor=4; unset: one device"
+    )
+    rules: str = _field("megatron", "how layers are cut over the mesh: megatron, sequence, replicated, or a .toml file")
     policy: str = _field("sarathi", "how batches are built")
     token_budget: int = _field(512, "most tokens of one step, decodes included")
     max_num_seqs: int = _field(128, "most requests that run at a time")
@@ -111,7 +114,7 @@ class EngineConfig:
         return shape
 
 
-MESH_AXES = ("tensor",)
+MESH_AXES = ("data", "stage", "expert", "tensor")
 
 
 def _check_int(name: str, value: object, low: int) -> None:

@@ -69,7 +69,9 @@ def load_model(
     config = source.config
     mesh = make_mesh({}) if mesh is None else mesh
     state = abstract_model(config, choose_dtype(dtype, config, mesh), mesh, rules)
-    return state.merge(state.flat(load_params(source.folder, config, state.parameters, progress=progress)))
+    return state.merge(
+        state.flat(load_params(source.folder, config, state.parameters, state.layout, progress=progress))
+    )
 
 
 def generate(
@@ -189,11 +191,8 @@ class _Key:
 
 @lru_cache(maxsize=8)
 def _compile(key: _Key) -> EnginePrograms:
-    sharding = next(iter(key.state.parameters.values())).sharding
-    assert isinstance(sharding, jax.sharding.NamedSharding), "parameters are on a mesh"
     table = BucketTable(key.config.token_budget, key.config.max_num_seqs, variants=(key.variant,), is_sparse=True)
-    mesh: Any = sharding.mesh
-    return compile_engine(key.state, key.config, mesh, table, progress=False)
+    return compile_engine(key.state, key.config, table, progress=False)
 
 
 def _engine(programs: EnginePrograms, leaves: tuple[jax.Array, ...], eos_token_ids: tuple[int, ...]) -> Engine:

@@ -26,7 +26,7 @@ from sarathi_jax.scheduling.policy import Policy
 from sarathi_jax.scheduling.scheduler import Scheduler
 from sarathi_jax.sharding.mesh import make_mesh
 from sarathi_jax.sharding.model_state import abstract_model
-from sarathi_jax.sharding.rules import MEGATRON
+from sarathi_jax.sharding.rules import find_rules
 from sarathi_jax.text.chat import encode_chat
 from sarathi_jax.text.chat_template import ChatTemplate
 from sarathi_jax.text.tokenizer import Tokenizer
@@ -214,14 +214,15 @@ def _load_tokenizer(folder: Path) -> Tokenizer | None:
 
 def _build(source: ModelSource, config: EngineConfig, progress: bool) -> tuple[EnginePrograms, JaxExecutor]:
     mesh = make_mesh(config.mesh_shape)
-    state = abstract_model(source.config, choose_dtype(config.dtype, source.config, mesh), mesh, MEGATRON)
+    dtype = choose_dtype(config.dtype, source.config, mesh)
+    state = abstract_model(source.config, dtype, mesh, find_rules(config.rules))
 
     def load() -> Sequence[Any]:
         if config.load_format == "dummy" or source.folder is None:
             return state.flat(dummy_params(state.parameters, config.seed))
-        return state.flat(load_params(source.folder, source.config, state.parameters, progress=progress))
+        return state.flat(load_params(source.folder, source.config, state.parameters, state.layout, progress=progress))
 
-    return build_engine(state, config, mesh, load, progress=progress)
+    return build_engine(state, config, load, progress=progress)
 
 
 def _make_engine(
@@ -245,6 +246,7 @@ def _make_engine(
         long_prefill_token_threshold=config.long_prefill_token_threshold,
         preempt_every_steps=config.preempt_every_steps,
         is_head_of_line_blocking=config.head_of_line_blocking,
+        num_microbatches=programs.model_state.num_stages,
     )
     return Engine(
         scheduler,

@@ -53,7 +53,7 @@ def compile_model(
     table = BucketTable(config.token_budget, config.max_num_seqs, variants=variants)
     table.buckets = tuple(bucket for bucket in table.buckets if is_wanted(bucket))
     params = state.flat(dummy_params(state.parameters, config.seed))
-    programs = compile_engine(state, config, mesh, table, progress=False)
+    programs = compile_engine(state, config, table, progress=False)
     programs.ledger.mark_ready()
     return CompiledModel(source.config, programs, params, mesh.devices.flat[0])
 

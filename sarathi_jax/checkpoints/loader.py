@@ -21,10 +21,12 @@ from sarathi_jax.checkpoints.tensor_folder import SafetensorsFolder, TensorSourc
 from sarathi_jax.errors import ModelError
 from sarathi_jax.models import param_sources
 from sarathi_jax.models.config import ModelConfig
+from sarathi_jax.models.layout import Layout, lay_out
 from sarathi_jax.models.weights import Index, ParamSource
 
 DUMMY_STDDEV = 0.02
 NORM_SUFFIX = ".scale"
+PLAIN = Layout()
 # Each one holds one parameter's shards in host memory at a time.
 NUM_READERS = min(4, os.cpu_count() or 1)
 
@@ -32,20 +34,26 @@ type Parameters = Mapping[str, jax.ShapeDtypeStruct]
 
 
 def load_params(
-    folder: Path | str, config: ModelConfig, parameters: Parameters, *, progress: bool = False
+    folder: Path | str,
+    config: ModelConfig,
+    parameters: Parameters,
+    layout: Layout = PLAIN,
+    *,
+    progress: bool = False,
 ) -> dict[str, jax.Array]:
     """Read all parameters of a model from its folder.
 
     Args:
       folder: a Hugging Face model folder with safetensors weights.
-      config: its configuration.
+      config: its configuration, as the folder says it.
       parameters: path -> shape, dtype and sharding to have; without a sharding it goes to the first device. Values are
         converted to that dtype on the host.
+      layout: how `parameters` are laid out.
       progress: show a bar of bytes on standard error.
     Returns: path -> array, in the order of `parameters`.
     Raises: ModelNotFoundError without weights; ModelError if a file is damaged, if the tensors are not those that the
       configuration asks for, or if the dtype can't hold a value."""
-    sources = param_sources(config)
+    sources = lay_out(config, param_sources(config), layout)
     assert sources.keys() == parameters.keys(), "parameters must be those of the configuration's model"
     tensors = SafetensorsFolder(folder)
     check_tensors(tensors.folder, tensors.entries, sources, is_head_tied=config.is_head_tied)

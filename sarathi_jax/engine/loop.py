@@ -1,4 +1,5 @@
-"""The loop: schedule, run, take in. Plain, or overlapped: the next step is scheduled and dispatched before this one's tokens are read.
+"""The loop: schedule, run, take in. Plain, or overlapped: the next step is scheduled and dispatched before this one's tokens are read. With a pipeline,
+a step of each stage is under way besides.
 
 In the overlapped loop a token that a step in flight samples is *pending* (`scheduling.request`): the device feeds it to the next step itself, and a request
 that turns out to have ended has its extra row dropped. So both loops give the same tokens.
@@ -44,26 +45,27 @@ class StepLoop:
         self.is_overlapped = is_overlapped
         self.records: deque[StepRecord] = deque(maxlen=MAX_RECORDS)
         self.completed_s = clock.now()
-        self._in_flight: StepInFlight | None = None
-        self._lost: StepInFlight | None = (
-            None  # given up because the one before it failed: whatever comes of it is of no use
-        )
+        self._in_flight: deque[StepInFlight] = deque()
+        self._lost: set[int] = set()  # steps given up because one before them failed: what comes of them is of no use
+        # A step of a pipeline is done after as many ticks as there are stages: that many steps are under way at a time.
+        self._max_in_flight = scheduler.limits.num_microbatches - 1 + is_overlapped
         self._num_failures_in_a_row = 0
 
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to run, and nothing to wait for."""
-        return self._in_flight is None and not self.scheduler.has_unfinished
+        return not self._in_flight and not self.scheduler.has_unfinished
 
     def step(self) -> list[TokenOutput]:
-        """Run one turn: dispatch a step, and take in what came of the one before (overlapped) or of this one (plain).
+        """Run one turn: dispatch a step, and take in what came of the oldest one, once there are as many under way as the loop allows.
 
         Raises: EngineError if steps fail again and again, or unfinished requests can't run.
         """
         launched = self._launch()
-        landing, self._in_flight = (self._in_flight, launched) if self.is_overlapped else (launched, None)
-        if landing is not None:
-            return self._land(landing)
+        if launched is not None:
+            self._in_flight.append(launched)
+        if self._in_flight and (launched is None or len(self._in_flight) > self._max_in_flight):
+            return self._land(self._in_flight.popleft())
         if launched is None and self.scheduler.has_unfinished:
             raise EngineError(
                 f"Some request must be able to run, got none of {self.scheduler.num_waiting} waiting and {self.scheduler.num_running} running:"
@@ -73,10 +75,10 @@ class StepLoop:
 
     def close(self) -> None:
         """Wait for what is in flight, and release the executor: a process must not end under a running step."""
-        if self._in_flight is not None:
+        for flight in self._in_flight:
             with contextlib.suppress(EngineError):
-                self._in_flight.handle.result()
-            self._in_flight = None
+                flight.handle.result()
+        self._in_flight.clear()
         self.executor.close()
 
     def _launch(self) -> StepInFlight | None:
@@ -85,24 +87,26 @@ class StepLoop:
         return None if schedule is None else StepInFlight(schedule, self.executor.submit(schedule), start_s)
 
     def _land(self, flight: StepInFlight) -> list[TokenOutput]:
+        is_lost = flight.schedule.step in self._lost
+        self._lost.discard(flight.schedule.step)
         try:
             result = flight.handle.result()
         except EngineError as error:
             self._give_up(flight.schedule, error)
             return []
         self.completed_s = self.clock.now()
-        if flight is self._lost:
+        if is_lost:
             return self.scheduler.complete(flight.schedule, result, self.completed_s)
         self._num_failures_in_a_row = 0
         self.records.append(record_step(flight.schedule, flight.handle.bucket, flight.start_s, self.completed_s))
         return self.scheduler.complete(flight.schedule, result, self.completed_s)
 
     def _give_up(self, schedule: Schedule, error: EngineError) -> None:
-        """A step failed and the KV cache is lost: all running requests start over, and keep the tokens they have. The step behind it is lost with it."""
-        logger.error("%s", error)
+        """A step failed and the KV cache is lost: all running requests start over, and keep the tokens they have. Steps behind it are lost with it."""
         if not self.scheduler.fail_step(schedule):
             return
-        self._lost = self._in_flight
+        logger.error("%s", error)
+        self._lost = {flight.schedule.step for flight in self._in_flight}
         self._num_failures_in_a_row += 1
         if self._num_failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
             raise EngineError(

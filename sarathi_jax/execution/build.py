@@ -22,6 +22,7 @@ from sarathi_jax.execution.programs import ProgramBuilder, Programs, use_compile
 from sarathi_jax.kernels import registry
 from sarathi_jax.models import ModelConfig
 from sarathi_jax.sharding.model_state import ModelState
+from sarathi_jax.sharding.rules import num_parts
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +44,14 @@ class EnginePrograms:
 
     def executor(self, params: Sequence[jax.Array]) -> JaxExecutor:
         """An executor over these parameters, a flat tuple, with an empty KV cache of its own."""
-        eos_token_ids = self.model_state.config.eos_token_ids
-        return JaxExecutor(LocalRunner(self.programs, params), self.table, self.geometry, eos_token_ids)
+        state = self.model_state
+        return JaxExecutor(
+            LocalRunner(self.programs, params),
+            self.table,
+            self.geometry,
+            state.config.eos_token_ids,
+            state.num_stages,
+        )
 
 
 def choose_dtype(name: str, config: ModelConfig, mesh: jax.sharding.Mesh) -> jnp.dtype:
@@ -68,7 +75,6 @@ def choose_max_model_len(asked: int | None, config: ModelConfig) -> int:
 def build_engine(
     model_state: ModelState,
     config: EngineConfig,
-    mesh: jax.sharding.Mesh,
     load: Callable[[], Sequence[jax.Array]],
     *,
     progress: bool,
@@ -85,7 +91,7 @@ def build_engine(
         params = pool.submit(load)
         # Broken weights are told of at once, not after minutes of compiling.
         programs = compile_engine(
-            model_state, config, mesh, table, lambda: params.done() and params.result(), progress=progress
+            model_state, config, table, lambda: params.done() and params.result(), progress=progress
         )
         executor = _make_executor(programs, params.result(), progress=progress)
     programs.ledger.mark_ready()
@@ -111,7 +117,6 @@ def _make_executor(programs: EnginePrograms, params: Sequence[jax.Array], *, pro
 def compile_engine(
     model_state: ModelState,
     config: EngineConfig,
-    mesh: jax.sharding.Mesh,
     table: BucketTable,
     check: Callable[[], object] = lambda: None,
     *,
@@ -121,7 +126,7 @@ def compile_engine(
     use_compile_cache(config.compile_cache)
     weights_dtype = next(iter(model_state.parameters.values())).dtype
     kv_dtype = jnp.dtype(weights_dtype if config.kv_dtype == "auto" else config.kv_dtype)
-    planner = _Planner(model_state, config, mesh, kv_dtype, table)
+    planner = _Planner(model_state, config, kv_dtype, table)
     plan, ledger = planner.plan(planner.estimated_temp_bytes()), CompileLedger()
     if planner.is_short(plan):
         # What is estimated is far from above, and KV pages want it: ask the compiler, of the largest step.
@@ -142,7 +147,6 @@ def compile_engine(
 class _Planner:
     model_state: ModelState
     config: EngineConfig
-    mesh: jax.sharding.Mesh
     kv_dtype: jnp.dtype
     table: BucketTable
 
@@ -155,14 +159,16 @@ class _Planner:
             self.config.max_num_seqs,
             max_model_len,
             self.model_state.config.vocab_size,
+            self.config.token_budget,
         )
 
     def estimated_temp_bytes(self) -> int:
         """Temporary memory of the largest step, from above: a few arrays of logits, and the widest activations of a layer or two."""
-        model, tensor = self.model_state.config, self.mesh.shape["tensor"]
+        model = self.model_state.config
+        parts = num_parts(self.model_state.rules, "mlp", self.model_state.mesh)
         largest = max(self.table.buckets, key=lambda bucket: bucket.num_tokens)
         logits = 6 * largest.num_rows * model.vocab_size * 4
-        widest = 4 * model.hidden_size + (2 * model.intermediate_size + 6 * model.num_heads * model.head_dim) // tensor
+        widest = 4 * model.hidden_size + (2 * model.intermediate_size + 6 * model.num_heads * model.head_dim) // parts
         return logits + 4 * largest.num_tokens * widest * 4 + (64 << 20)
 
     @property
@@ -185,10 +191,10 @@ class _Planner:
         model, config = self.model_state.config, self.config
         blocks_per_row = self.geometry(0).blocks_per_row
         return plan_memory(
-            limit_bytes=device_limit_bytes(self.mesh.devices.flat[0], config.memory_fraction),
+            limit_bytes=device_limit_bytes(self.model_state.mesh.devices.flat[0], config.memory_fraction),
             weight_bytes=self.model_state.num_bytes,
             temp_bytes=temp_bytes,
-            page_bytes=kv_bytes_per_page(model, config.page_size, self.kv_dtype, self.mesh.shape["tensor"]),
+            page_bytes=kv_bytes_per_page(model, config.page_size, self.kv_dtype, self.model_state.num_kv_parts),
             page_size=config.page_size,
             min_pages=blocks_per_row + 1,
             max_pages=self.max_pages,
@@ -201,9 +207,7 @@ class _Planner:
         return self._builder(plan, ledger).compile_all(self.table.buckets, check, progress=progress)
 
     def _builder(self, plan: MemoryPlan, ledger: CompileLedger) -> ProgramBuilder:
-        device = self.mesh.devices.flat[0]
+        device = self.model_state.mesh.devices.flat[0]
         use = registry.use_on(device, self.kv_dtype, self.model_state.config.head_dim)
         kernels = registry.choose_kernels(use, implementation=self.config.kernels)
-        return ProgramBuilder(
-            self.model_state, self.geometry(plan.num_pages), self.mesh, kernels, self.kv_dtype, ledger
-        )
+        return ProgramBuilder(self.model_state, self.geometry(plan.num_pages), kernels, self.kv_dtype, ledger)

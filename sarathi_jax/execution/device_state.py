@@ -19,6 +19,8 @@ from sarathi_jax.execution.packing import Geometry, PackedField
 from sarathi_jax.kernels.layer_kv import LayerKV
 from sarathi_jax.models import ModelConfig
 from sarathi_jax.sampling_params import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, SamplingParams
+from sarathi_jax.sharding.model_state import ModelState
+from sarathi_jax.sharding.rules import spec_of
 
 MAX_STOP_IDS = 2 * MAX_STOP_TOKEN_IDS  # the request's own and the model's end-of-sequence ids
 
@@ -39,10 +41,14 @@ class SlotState(NamedTuple):
 
 
 class DeviceState(NamedTuple):
-    """layers: the KV pages of each layer."""
+    """layers: the KV pages of each layer; with stages, of each layer of a stage, the stages' pages in a first axis.
+
+    activations: [stages, token budget, E], what each stage takes at the next tick; None without stages.
+    """
 
     layers: tuple[LayerKV, ...]
     slots: SlotState
+    activations: jax.Array | None = None
 
 
 def is_quantized(dtype: DTypeLike) -> bool:
@@ -50,12 +56,14 @@ def is_quantized(dtype: DTypeLike) -> bool:
     return jnp.dtype(dtype) == jnp.int8
 
 
-def abstract_state(config: ModelConfig, geometry: Geometry, dtype: jnp.dtype, mesh: jax.sharding.Mesh) -> DeviceState:
-    """Shapes and shardings of the state: KV cut over KV heads, slots on every device. dtype: of KV; int8 brings its scales with it."""
-    heads = NamedSharding(mesh, PartitionSpec(None, "tensor"))
+def abstract_state(model_state: ModelState, geometry: Geometry, dtype: jnp.dtype) -> DeviceState:
+    """Shapes and shardings of the state: KV cut over KV heads and stages, slots on every device. dtype: of KV; int8 brings its scales with it."""
+    config, mesh, num_stages = model_state.config, model_state.mesh, model_state.num_stages
+    stages, stage_axes = ((num_stages,), [("stage",)]) if num_stages > 1 else ((), [])
+    heads = NamedSharding(mesh, spec_of([*stage_axes, (), model_state.axes("kv_heads")]))
 
     def kv_array(*shape: int, dtype: DTypeLike) -> Any:
-        return jax.ShapeDtypeStruct((geometry.num_slots, config.num_kv_heads, *shape), dtype, sharding=heads)
+        return jax.ShapeDtypeStruct((*stages, geometry.num_slots, config.num_kv_heads, *shape), dtype, sharding=heads)
 
     pages = [kv_array(config.head_dim, dtype=dtype)] * 2
     scales = [kv_array(dtype=jnp.float32)] * 2 if is_quantized(dtype) else []
@@ -72,7 +80,14 @@ def abstract_state(config: ModelConfig, geometry: Geometry, dtype: jnp.dtype, me
         allowed_bits=slot_array(_num_words(geometry.vocab_size), dtype=jnp.uint32),
         stop_ids=slot_array(MAX_STOP_IDS),
     )
-    return DeviceState((LayerKV(*pages, *scales),) * config.num_layers, slots)
+    activations: Any = None
+    if num_stages > 1:
+        activations = jax.ShapeDtypeStruct(
+            (num_stages, geometry.token_budget, config.hidden_size),
+            model_state.dtype,
+            sharding=NamedSharding(mesh, spec_of(stage_axes)),
+        )
+    return DeviceState((LayerKV(*pages, *scales),) * model_state.num_stage_layers, slots, activations)
 
 
 def make_state(abstract: DeviceState) -> DeviceState:
@@ -80,10 +95,10 @@ def make_state(abstract: DeviceState) -> DeviceState:
     return jax.tree.map(lambda struct: jnp.zeros(struct.shape, struct.dtype), abstract)
 
 
-def kv_bytes_per_page(config: ModelConfig, page_size: int, dtype: DTypeLike, tensor_parallel: int) -> int:
-    """Bytes of a page over all layers, keys and values and their scales, on one device."""
+def kv_bytes_per_page(config: ModelConfig, page_size: int, dtype: DTypeLike, num_parts: int = 1) -> int:
+    """Bytes of a page over all layers, keys and values and their scales, on one of the `num_parts` devices that it is spread over."""
     head_bytes = config.head_dim * jnp.dtype(dtype).itemsize + (4 if is_quantized(dtype) else 0)
-    return 2 * config.num_layers * page_size * config.num_kv_heads * head_bytes // tensor_parallel
+    return 2 * config.num_layers * page_size * config.num_kv_heads * head_bytes // num_parts
 
 
 def set_slot(slots: SlotState, packed: jax.Array) -> SlotState:

@@ -11,6 +11,7 @@ from sarathi_jax.errors import EngineError
 from sarathi_jax.execution.buckets import Bucket, BucketTable, Variant, largest_first
 from sarathi_jax.execution.device_runner import Runner
 from sarathi_jax.execution.device_state import pack_slot
+from sarathi_jax.execution.microbatches import Microbatch, MicrobatchWindow
 from sarathi_jax.execution.packing import Geometry, SlotTables, pack, pack_padding
 from sarathi_jax.execution.sampling_row import pack_sampling_row
 from sarathi_jax.execution.step_output import read_step_output
@@ -23,9 +24,13 @@ logger = logging.getLogger(__name__)
 class JaxExecutor:
     """The `Executor` over compiled step programs.
 
+    With stages, a step is a microbatch on its way through a pipeline: each tick takes one in and all others one stage further, and its tokens come of the
+    tick at which it leaves the last stage. Ticks with nothing to take in are run when a result is asked for that needs them.
+
     Args:
       runner: over programs of exactly these buckets and this geometry.
       eos_token_ids: the model's, which min_tokens forbids.
+      num_stages: of the programs' pipeline.
     """
 
     def __init__(
@@ -34,12 +39,17 @@ class JaxExecutor:
         table: BucketTable,
         geometry: Geometry,
         eos_token_ids: tuple[int, ...],
+        num_stages: int = 1,
     ) -> None:
         self.geometry = geometry
         self.table = table
         self.runner = runner
+        self.num_stages = num_stages
         self._eos_token_ids = eos_token_ids
         self._slots = SlotTables(geometry)
+        self._window = MicrobatchWindow(num_stages, table, geometry)
+        self._num_ticks = 0
+        self._outs: dict[int, tuple[Bucket, ArrayLike]] = {}  # by tick, of steps that nobody has read yet
         self._num_lost_states = 0
 
     def warm_up(self, *, progress: bool) -> None:
@@ -49,7 +59,8 @@ class JaxExecutor:
         """
         buckets = largest_first(self.table.buckets)
         for bucket in tqdm(buckets, desc="warm up", unit="program", disable=not progress):
-            np.asarray(self.runner.run_step(bucket, pack_padding(bucket, self.geometry)))
+            packed = np.tile(pack_padding(bucket, self.geometry), self.num_stages)
+            np.asarray(self.runner.run_step(bucket, packed))
 
     def submit(self, schedule: Schedule) -> "JaxStepHandle":
         """Dispatch a step; returns at once. A fault of the device is raised by the handle."""
@@ -64,20 +75,59 @@ class JaxExecutor:
             variant=self._slots.variant(schedule.rows),
         )
         packed = pack(schedule, bucket, self.geometry, self._slots)
-        generation = self._num_lost_states
+        handle = JaxStepHandle(
+            self, schedule, bucket, self._num_ticks + self.num_stages - 1, generation=self._num_lost_states
+        )
         try:
             for row in first_rows:
                 self._set_slot(row)
-            out = self.runner.run_step(bucket, packed)
+            self._tick(Microbatch(bucket, packed))
         except jax.errors.JaxRuntimeError as error:
-            self.forget_state(
-                generation
-            )  # at once: the next step may be submitted before this one's result is asked for
-            return JaxStepHandle(self, schedule, bucket, error, generation)
-        return JaxStepHandle(self, schedule, bucket, out, generation)
+            # At once: the next step may be submitted before this one's result is asked for.
+            handle.error = error
+            self.forget_state(handle.generation)
+        return handle
 
     def close(self) -> None:
         self.runner.close()
+
+    def read(self, tick: int) -> tuple[Bucket, np.ndarray]:
+        """The words of a tick, and the bucket that they are laid out for; runs the ticks that are missing, and waits for it. To be called once a tick.
+
+        Raises: JaxRuntimeError if it failed.
+        """
+        while self._num_ticks <= tick:
+            self._tick(None)
+        bucket, out = self._outs.pop(tick)
+        return bucket, np.asarray(out)
+
+    def is_lost(self, generation: int) -> bool:
+        """Whether the state that a step ran on has been given up since."""
+        return generation != self._num_lost_states
+
+    def forget_state(self, generation: int) -> None:
+        """A step failed and took the donated state with it: start again with an empty one, once for all steps that were in flight.
+
+        Raises: EngineError if the device can't give even that.
+        """
+        if self.is_lost(generation):
+            return
+        self._num_lost_states += 1
+        self._window.clear()
+        self._outs.clear()
+        try:
+            self.runner.reset()
+        except jax.errors.JaxRuntimeError as error:
+            raise EngineError(
+                f"After a failed step an empty KV cache must be made, got {str(error)[:500]}: start the engine again."
+            ) from error
+
+    def _tick(self, entering: Microbatch | None) -> None:
+        tick = self._window.advance(entering)
+        out = self.runner.run_step(tick.bucket, tick.packed)
+        if self._window.oldest is not None:
+            self._outs[self._num_ticks] = tick.bucket, out
+        self._num_ticks += 1
 
     def _set_slot(self, row: ScheduledRow) -> None:
         """Set up the batch slot of a request that was just admitted, on the device if `full` steps serve it."""
@@ -86,50 +136,36 @@ class JaxExecutor:
             eos_token_ids = () if row.sampling.ignore_eos else self._eos_token_ids
             self.runner.set_slot(pack_slot(row.batch_slot, context, row.sampling, eos_token_ids, self.geometry))
 
-    def forget_state(self, generation: int) -> None:
-        """A step failed and took the donated state with it: start again with an empty one, once for all steps that were in flight.
-
-        Raises: EngineError if the device can't give even that.
-        """
-        if generation == self._num_lost_states:
-            self._num_lost_states += 1
-            try:
-                self.runner.reset()
-            except jax.errors.JaxRuntimeError as error:
-                raise EngineError(
-                    f"After a failed step an empty KV cache must be made, got {str(error)[:500]}: start the engine again."
-                ) from error
-
 
 class JaxStepHandle:
-    """A step in flight."""
+    """A step in flight. tick: the one that brings its tokens."""
 
     def __init__(
-        self,
-        executor: JaxExecutor,
-        schedule: Schedule,
-        bucket: Bucket,
-        out: ArrayLike | Exception,
-        generation: int,
+        self, executor: JaxExecutor, schedule: Schedule, bucket: Bucket, tick: int, *, generation: int
     ) -> None:
         self.bucket = bucket
+        self.generation = generation
+        self.error: Exception | None = None
         self._executor = executor
         self._schedule = schedule
-        self._out = out
-        self._generation = generation
+        self._tick = tick
 
     def result(self) -> StepResult:
-        """Wait for the step. Raises: EngineError if it failed; the KV cache is empty then."""
+        """Wait for the step. Raises: EngineError if it failed, or one before it did and took its pages along; the KV cache is empty then."""
         try:
-            if isinstance(self._out, Exception):
-                raise self._out
-            words = np.asarray(self._out)
+            if self.error is not None:
+                raise self.error
+            if self._executor.is_lost(self.generation):
+                raise EngineError(
+                    f"Step {self._schedule.step} must keep its KV pages, got a failure of a step before it."
+                )
+            bucket, words = self._executor.read(self._tick)
         except jax.errors.JaxRuntimeError as error:
-            self._executor.forget_state(self._generation)
+            self._executor.forget_state(self.generation)
             raise EngineError(
                 f"Step {self._schedule.step} ({self.bucket.name}) must run to its end, got {str(error)[:500]}: its requests are computed again."
             ) from error
-        return read_step_output(words, self._schedule, self.bucket)
+        return read_step_output(words, self._schedule, bucket)
 
 
 def variant_of(sampling: SamplingParams) -> Variant:

@@ -29,7 +29,7 @@ class PackedField(NamedTuple):
 
 
 class Geometry(NamedTuple):
-    """The engine's sizes that shapes depend on. blocks_per_row N is ceil(max_model_len / page_size)."""
+    """The engine's sizes that shapes depend on. blocks_per_row N is ceil(max_model_len / page_size). token_budget: tokens of the largest step; pipelines need it."""
 
     num_pages: int
     page_size: int
@@ -37,6 +37,7 @@ class Geometry(NamedTuple):
     max_num_seqs: int
     max_model_len: int
     vocab_size: int
+    token_budget: int = 0
 
     @property
     def num_slots(self) -> int:

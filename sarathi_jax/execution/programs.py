@@ -19,6 +19,7 @@ from sarathi_jax.execution.buckets import Bucket, largest_first
 from sarathi_jax.execution.compile_ledger import CompileLedger, watch_cache
 from sarathi_jax.execution.device_state import DeviceState, abstract_state, make_state, set_slot, slot_size
 from sarathi_jax.execution.packing import Geometry, packed_size
+from sarathi_jax.execution.pipeline_program import make_pipeline_step
 from sarathi_jax.execution.step_program import make_step
 from sarathi_jax.kernels.registry import Kernels
 from sarathi_jax.sharding.model_state import ModelState
@@ -42,10 +43,13 @@ class ProgramBuilder:
 
     model_state: ModelState
     geometry: Geometry
-    mesh: jax.sharding.Mesh
     kernels: Kernels
     kv_dtype: jnp.dtype
     ledger: CompileLedger
+
+    @property
+    def mesh(self) -> jax.sharding.Mesh:
+        return self.model_state.mesh
 
     def compile_all(
         self, buckets: Sequence[Bucket], check: Callable[[], object] = lambda: None, *, progress: bool
@@ -71,15 +75,17 @@ class ProgramBuilder:
     def compile_step(self, bucket: Bucket, compiler_options: Mapping[str, Any] | None = None) -> Compiled:
         """Compile one bucket's step. compiler_options: XLA's, for this program alone."""
         state = self.abstract_state()
-        step = make_step(self.model_state, bucket, self.geometry, self.mesh, self.kernels)
-        packed = self._replicated(packed_size(bucket, self.geometry.blocks_per_row))
+        num_stages = self.model_state.num_stages
+        make = make_step if num_stages == 1 else make_pipeline_step
+        step = make(self.model_state, bucket, self.geometry, self.kernels)
+        packed = self._replicated(num_stages * packed_size(bucket, self.geometry.blocks_per_row))
         jitted = jax.jit(step, donate_argnums=1, out_shardings=(_shardings(state), packed.sharding))
         arguments = tuple(self.model_state.parameters.values()), state, packed
         return self._compile(bucket.name, (bucket.num_tokens, bucket.num_rows), jitted, arguments, compiler_options)
 
     def abstract_state(self) -> DeviceState:
         """Shapes and shardings of the state that steps take and give back."""
-        return abstract_state(self.model_state.config, self.geometry, self.kv_dtype, self.mesh)
+        return abstract_state(self.model_state, self.geometry, self.kv_dtype)
 
     def _compile_make_state(self) -> Compiled:
         state = self.abstract_state()
@@ -102,7 +108,7 @@ class ProgramBuilder:
     ) -> Compiled:
         started = time.perf_counter()
         options = {**gpu_defaults.compiler_options(self.mesh.devices.flat[0].platform), **(compiler_options or {})}
-        with watch_cache() as is_cache_hit:
+        with watch_cache() as is_cache_hit, jax.set_mesh(self.mesh):
             compiled = jitted.lower(*arguments).compile(options)
         memory = compiled.memory_analysis()
         temp_bytes = memory.temp_size_in_bytes if memory else 0

@@ -70,7 +70,7 @@ def report_step(
     Raises: ConfigError if the weights don't leave room for one request of the greatest length.
     """
     state = abstract_model(config, jnp.dtype(dtype), mesh, MEGATRON)
-    page_bytes = kv_bytes_per_page(config, page_size, kv_dtype, mesh.shape["tensor"])
+    page_bytes = kv_bytes_per_page(config, page_size, kv_dtype, state.num_kv_parts)
     num_pages = int((memory_bytes - state.num_bytes) * KV_SHARE) // page_bytes
     blocks_per_row = math.ceil(config.max_position_embeddings / page_size)
     if num_pages < blocks_per_row:
@@ -79,10 +79,16 @@ def report_step(
             f" {memory_bytes / 2**30:.1f} GiB: choose a larger mesh."
         )
     geometry = Geometry(
-        num_pages, page_size, blocks_per_row, bucket.num_rows, config.max_position_embeddings, config.vocab_size
+        num_pages,
+        page_size,
+        blocks_per_row,
+        bucket.num_rows,
+        config.max_position_embeddings,
+        config.vocab_size,
+        bucket.num_tokens,
     )
     use = registry.use_on(mesh.devices.flat[0], kv_dtype, config.head_dim)
-    builder = ProgramBuilder(state, geometry, mesh, registry.choose_kernels(use), jnp.dtype(kv_dtype), CompileLedger())
+    builder = ProgramBuilder(state, geometry, registry.choose_kernels(use), jnp.dtype(kv_dtype), CompileLedger())
     with TemporaryDirectory() as dump:
         compiled: Any = builder.compile_step(bucket, {"xla_dump_to": dump})
         thunks = read_thunks(Path(dump))

@@ -3,7 +3,7 @@
 A policy may read requests; only the scheduler changes them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -60,9 +60,10 @@ class View:
     """The scheduler's state as a policy sees it.
 
     running: admitted requests in the order of arrival. waiting: in queue order, preempted ones in front.
+    under_way: requests in a microbatch that stages of a pipeline are still at. num_free_slots: how many requests may be admitted.
     """
 
-    __slots__ = ("_kv_pages", "_prefixes", "limits", "now_s", "running", "waiting")
+    __slots__ = ("_kv_pages", "_prefixes", "limits", "now_s", "num_free_slots", "running", "under_way", "waiting")
 
     def __init__(
         self,
@@ -71,11 +72,16 @@ class View:
         running: Sequence[Request],
         waiting: Iterable[Request],
         kv_pages: KVPages,
+        *,
+        under_way: Set[Request] = frozenset(),
+        num_free_slots: int | None = None,
     ) -> None:
         self.now_s = now_s
         self.limits = limits
         self.running = running
         self.waiting = waiting
+        self.under_way = under_way
+        self.num_free_slots = limits.max_num_seqs - len(running) if num_free_slots is None else num_free_slots
         self._kv_pages = kv_pages
         self._prefixes: dict[str, list[int]] = {}
 
@@ -93,9 +99,9 @@ class View:
 class Policy(Protocol):
     """Decides what the next step does.
 
-    A plan has to keep the token budget, give every request at most one chunk of at most what it is behind, preempt only running requests, give
-    none of those a chunk, admit only requests with no row in flight, stay within `max_num_seqs`, and take no more pages than there are: an
-    admitted request takes those of all tokens that it has, a running one those that its chunk needs.
+    A plan has to keep the token budget, give every request at most one chunk of at most what it is behind, and none to those under way, preempt only running
+    requests, give none of those a chunk, admit only requests with no row in flight, and no more than there are free slots, and take no more pages than there
+    are: an admitted request takes those of all tokens that it has, a running one those that its chunk needs.
     """
 
     def plan(self, view: View) -> Plan: ...

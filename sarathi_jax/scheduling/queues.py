@@ -8,14 +8,19 @@ from sarathi_jax.scheduling.request import Request, RequestState
 
 
 class RequestQueues:
-    """Live requests by id, the waiting ones in queue order, the running ones in the order of arrival, and the batch slots."""
+    """Live requests by id, the waiting ones in queue order, the running ones in the order of arrival, and the batch slots.
 
-    def __init__(self, max_num_seqs: int) -> None:
+    do_slots_rest: whether a slot stays its request's until the row in flight has landed, as in a pipeline, where a step reads slots when it ends.
+    """
+
+    def __init__(self, max_num_seqs: int, *, do_slots_rest: bool = False) -> None:
         self._max_num_seqs = max_num_seqs
         self._by_id: dict[str, Request] = {}
         self._waiting: OrderedDict[str, Request] = OrderedDict()
         self._running: list[Request] = []
         self._free_slots = list(range(max_num_seqs - 1, -1, -1))
+        self._do_slots_rest = do_slots_rest
+        self._resting_slots: dict[Request, int] = {}
         self._num_arrived = 0
 
     def __len__(self) -> int:
@@ -29,6 +34,10 @@ class RequestQueues:
     @property
     def running(self) -> Sequence[Request]:
         return self._running
+
+    @property
+    def num_free_slots(self) -> int:
+        return len(self._free_slots)
 
     def get(self, request_id: str) -> Request | None:
         return self._by_id.get(request_id)
@@ -84,8 +93,17 @@ class RequestQueues:
     def _leave_slot(self, request: Request) -> None:
         assert request.batch_slot is not None, f"{request!r} ran without a slot"
         self._running.remove(request)
-        self._free_slots.append(request.batch_slot)
+        if self._do_slots_rest and request.num_in_flight_rows:
+            self._resting_slots[request] = request.batch_slot
+        else:
+            self._free_slots.append(request.batch_slot)
         request.batch_slot = None
+
+    def free_rested_slots(self) -> None:
+        """Slots whose requests have no row in flight any more are free again."""
+        if self._resting_slots:
+            for request in [each for each in self._resting_slots if not each.num_in_flight_rows]:
+                self._free_slots.append(self._resting_slots.pop(request))
 
     def check_integrity(self) -> None:
         """Raises: AssertionError, with a sentence, if a request is in no place or in two, or a slot is."""
@@ -103,6 +121,7 @@ class RequestQueues:
         orders = [request.order for request in self._running]
         assert orders == sorted(orders), "running requests are not in the order of arrival"
         taken = [request.batch_slot for request in self._running if request.batch_slot is not None]
-        assert sorted([*taken, *self._free_slots]) == list(range(self._max_num_seqs)), (
+        assert all(request.num_in_flight_rows for request in self._resting_slots), "a slot rests for nothing"
+        assert sorted([*taken, *self._free_slots, *self._resting_slots.values()]) == list(range(self._max_num_seqs)), (
             "a batch slot is lost or given twice"
         )

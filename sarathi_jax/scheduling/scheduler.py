@@ -12,7 +12,8 @@ whoever gets them writes after that row. Only the prefix cache has to wait: it l
 """
 
 from collections import deque
-from collections.abc import Container, Sequence
+from collections.abc import Container, Sequence, Set
+from itertools import islice
 
 from sarathi_jax.errors import RequestError
 from sarathi_jax.outputs import FinishReason, TokenLogprobs
@@ -52,6 +53,7 @@ class Scheduler:
         long_prefill_token_threshold: int | None = None,
         preempt_every_steps: int | None = None,
         is_head_of_line_blocking: bool = True,
+        num_microbatches: int = 1,
     ) -> None:
         self.limits = SchedulerLimits(
             num_pages=num_pages,
@@ -65,10 +67,11 @@ class Scheduler:
             long_prefill_token_threshold=long_prefill_token_threshold,
             preempt_every_steps=preempt_every_steps,
             is_head_of_line_blocking=is_head_of_line_blocking,
+            num_microbatches=num_microbatches,
         )
         self.kv_pages = KVPages(num_pages, page_size, provenance, is_prefix_caching)
         self._policy = make_policy(policy) if isinstance(policy, str) else policy
-        self._queues = RequestQueues(max_num_seqs)
+        self._queues = RequestQueues(max_num_seqs, do_slots_rest=num_microbatches > 1)
         self._groups: dict[str, tuple[Request, ...]] = {}
         self._in_flight: deque[tuple[Schedule, Sequence[Request]]] = deque()
         self._lost_steps: set[int] = set()
@@ -111,7 +114,15 @@ class Scheduler:
 
     def view(self, now_s: float) -> View:
         """What the policy is shown."""
-        return View(now_s, self.limits, self._queues.running, self._queues.waiting, self.kv_pages)
+        return View(
+            now_s,
+            self.limits,
+            self._queues.running,
+            self._queues.waiting,
+            self.kv_pages,
+            under_way=self._under_way(),
+            num_free_slots=self._queues.num_free_slots,
+        )
 
     # ---- requests come and go
 
@@ -220,6 +231,7 @@ class Scheduler:
             stop_token_id = token_id if reason == "stop" else None
             output = (request, request.sample_index, token_id, logprobs, prompt_logprobs, reason, stop_token_id)
             outputs.append(new_output(TokenOutput, output))
+        self._queues.free_rested_slots()
         return outputs
 
     def fail_step(self, schedule: Schedule) -> bool:
@@ -240,10 +252,18 @@ class Scheduler:
         for request in self._queues.running[::-1]:
             self._queues.stop(request)
             self.kv_pages.release(request)
+        self._queues.free_rested_slots()
         self.kv_pages.forget_all()
         return True
 
     # ---- inside
+
+    def _under_way(self) -> Set[Request]:
+        """Requests of the newest steps in flight, one fewer than there are stages: whoever was in the step before those has its token when the next one starts."""
+        newest = self.limits.num_microbatches - 1
+        if not newest:
+            return frozenset()
+        return {request for _, requests in islice(reversed(self._in_flight), newest) for request in requests}
 
     def _admit(self, admitted: Sequence[Request], view: View, now_s: float) -> None:
         """Start waiting requests. Found pages are all claimed before any page is allocated, so that none is evicted meanwhile."""

@@ -1,4 +1,4 @@
-"""Meshes of devices, by axis name."""
+"""Meshes of devices, by axis name. From outside in: `data`, replicas of the engine; `stage`, of a pipeline; `expert` and `tensor`, parts of a layer."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,16 +10,20 @@ import numpy as np
 from sarathi_jax.errors import ConfigError
 from sarathi_jax.gpu_defaults import apply_defaults
 
+AXES = ("data", "stage", "expert", "tensor")
+
 
 def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
-    """A mesh over the first devices there are. An axis that is not named has one device.
+    """A mesh over the first devices there are, `tensor` innermost: what talks most is closest together.
 
+    shape: devices by axis. Axes come in the order of `AXES`, and an axis that is not named, but for `tensor`, is not there.
     Raises: ConfigError if there are fewer devices than the mesh needs.
     """
     if devices is None:
         apply_defaults()
         devices = jax.devices()
-    sizes = {"tensor": 1, **shape}
+    sizes = {axis: shape.get(axis, 1) for axis in AXES if axis in shape or axis == "tensor"}
+    assert shape.keys() <= sizes.keys(), "axes of a mesh are those of AXES"
     num_devices = math.prod(sizes.values())
     if num_devices > len(devices):
         raise ConfigError(
@@ -27,3 +31,17 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) ->
             f" ({devices[0].platform}): make the mesh smaller."
         )
     return jax.sharding.Mesh(np.array(devices[:num_devices]).reshape(tuple(sizes.values())), tuple(sizes))
+
+
+def replica_meshes(mesh: jax.sharding.Mesh) -> list[jax.sharding.Mesh]:
+    """The meshes of the engine's replicas: one for each place along `data`."""
+    if "data" not in mesh.axis_names:
+        return [mesh]
+    place = mesh.axis_names.index("data")
+    names = tuple(name for name in mesh.axis_names if name != "data")
+    return [jax.sharding.Mesh(devices, names) for devices in np.moveaxis(mesh.devices, place, 0)]
+
+
+def axis_size(mesh: jax.sharding.Mesh, axis: str) -> int:
+    """Devices along an axis; 1 if the mesh has no such axis."""
+    return mesh.shape.get(axis, 1)

@@ -213,7 +213,7 @@ class Rig:
         kernels = registry.choose_kernels(registry.use_on(mesh.devices.flat[0], "float32", config.head_dim))
         max_model_len = config.max_position_embeddings
         geometry = Geometry(num_pages, 4, max_model_len // 4, max_num_seqs, max_model_len, config.vocab_size)
-        builder = ProgramBuilder(state, geometry, mesh, kernels, jnp.dtype("float32"), ledger)
+        builder = ProgramBuilder(state, geometry, kernels, jnp.dtype("float32"), ledger)
         programs = builder.compile_all(table.buckets, progress=False)
         self.executor = JaxExecutor(LocalRunner(programs, params), table, geometry, config.eos_token_ids)
         self.limits = {name: getattr(geometry, name) for name in SHARED_LIMITS}

@@ -114,7 +114,7 @@ def tiny() -> Tiny:
     mesh = make_mesh({})
     state = abstract_model(MODEL, jnp.dtype("float32"), mesh, MEGATRON)
     table = BucketTable(32, 4, variants=(Variant.GREEDY, Variant.FULL), is_sparse=True)
-    programs = compile_engine(state, CONFIG, mesh, table, progress=False)
+    programs = compile_engine(state, CONFIG, table, progress=False)
     programs.ledger.mark_ready()
 
     @jax.jit

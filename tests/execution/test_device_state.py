@@ -23,6 +23,8 @@ from sarathi_jax.execution.packing import Geometry
 from sarathi_jax.models import ModelConfig
 from sarathi_jax.sampling_params import SamplingParams
 from sarathi_jax.sharding.mesh import make_mesh
+from sarathi_jax.sharding.model_state import abstract_model
+from sarathi_jax.sharding.rules import MEGATRON
 
 VOCAB = 70
 GEOMETRY = Geometry(num_pages=6, page_size=4, blocks_per_row=3, max_num_seqs=3, max_model_len=12, vocab_size=VOCAB)
@@ -41,7 +43,8 @@ SET_SLOT = jax.jit(set_slot)
 
 
 def state(tensor: int = 1, dtype: str = "bfloat16") -> Any:
-    return abstract_state(MODEL, GEOMETRY, jnp.dtype(dtype), make_mesh({"tensor": tensor}))
+    model_state = abstract_model(MODEL, jnp.dtype("float32"), make_mesh({"tensor": tensor}), MEGATRON)
+    return abstract_state(model_state, GEOMETRY, jnp.dtype(dtype))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])

@@ -42,7 +42,7 @@ def outputs(tiny: Any) -> Callable[..., list[list[int]]]:
         table.choose = lambda num_tokens, num_rows, *, is_decode_only, variant: table.buckets[not is_decode_only]
         model = dataclasses.replace(tiny.programs.model_state.config, vocab_size=40)  # which two devices can share
         state = abstract_model(model, jnp.dtype("float32"), mesh, MEGATRON)
-        rng, programs = np.random.default_rng(0), compile_engine(state, config, mesh, table, progress=False)
+        rng, programs = np.random.default_rng(0), compile_engine(state, config, table, progress=False)
         specs = state.parameters.values()
         weights = [jnp.asarray(rng.normal(0.1, 0.35, spec.shape), spec.dtype) for spec in specs]
         params = (jax.device_put(*each) for each in zip(weights, [spec.sharding for spec in specs], strict=True))

@@ -17,7 +17,6 @@ from sarathi_jax.execution import build
 from sarathi_jax.execution.buckets import BucketTable, Variant
 from sarathi_jax.execution.compile_ledger import CACHE_HIT_EVENT, CompileLedger, watch_cache
 from sarathi_jax.execution.programs import use_compile_cache
-from sarathi_jax.sharding.mesh import make_mesh
 
 
 def test_every_program_is_in_the_ledger_once(tiny: Any):
@@ -179,11 +178,11 @@ def test_where_pages_are_short_the_compiler_is_asked_what_steps_need(
         tiny.programs.model_state,
         EngineConfig(token_budget=32, max_num_seqs=16, max_model_len=96, page_size=4),
     )
-    mesh, table = make_mesh({}), BucketTable(32, 16, variants=(Variant.GREEDY,), is_sparse=True)
-    planner = build._Planner(state, config, mesh, jnp.dtype("float32"), table)
+    table = BucketTable(32, 16, variants=(Variant.GREEDY,), is_sparse=True)
+    planner = build._Planner(state, config, jnp.dtype("float32"), table)
     estimate, page_bytes = planner.estimated_temp_bytes(), tiny.programs.plan.page_bytes
     limit = state.num_bytes + estimate + 200 * page_bytes
     monkeypatch.setattr(build, "device_limit_bytes", lambda device, fraction: limit)
     assert planner.plan(estimate).num_pages == 200
-    plan = build.compile_engine(state, config, mesh, table, progress=False).plan
+    plan = build.compile_engine(state, config, table, progress=False).plan
     assert (plan.num_pages, plan.temp_bytes < estimate // 4) == (24 * 16, True)

@@ -77,7 +77,7 @@ def make_engine() -> Iterator[Callable[[Path], Engine]]:
         table.buckets = (Bucket(2, 2, True, Variant.GREEDY), Bucket(16, 2, False, Variant.GREEDY))
         geometry = Geometry(70, 4, max_model_len // 4, 2, max_model_len, config.vocab_size)
         kernels = registry.choose_kernels(registry.use_on(mesh.devices.flat[0], dtype, config.head_dim))
-        builder = ProgramBuilder(state, geometry, mesh, kernels, dtype, CompileLedger())
+        builder = ProgramBuilder(state, geometry, kernels, dtype, CompileLedger())
         programs, params = (
             builder.compile_all(table.buckets, progress=False),
             load_params(folder, config, state.parameters),

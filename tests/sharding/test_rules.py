@@ -8,7 +8,7 @@ from sarathi_jax.errors import ConfigError
 from sarathi_jax.models import ModelConfig
 from sarathi_jax.sharding.mesh import make_mesh
 from sarathi_jax.sharding.model_state import abstract_model
-from sarathi_jax.sharding.rules import MEGATRON, named_sharding
+from sarathi_jax.sharding.rules import MEGATRON, Rules, named_sharding
 
 CONFIG = ModelConfig(
     family="llama",
@@ -26,7 +26,7 @@ CONFIG = ModelConfig(
 MESH = make_mesh({"tensor": 4})
 
 
-def specs(rules: dict[str, str | None]) -> dict[str, P]:
+def specs(rules: Rules) -> dict[str, P]:
     state = abstract_model(CONFIG, jnp.dtype("float32"), MESH, rules)
     return {path: spec.sharding.spec for path, spec in state.parameters.items() if spec.sharding}
 
@@ -80,8 +80,9 @@ def test_a_size_that_does_not_divide_is_named():
 
 
 def test_a_model_that_does_not_divide_is_refused_by_parameter():
+    rules = {**MEGATRON, "kv_heads": None}
     with pytest.raises(ConfigError, match=r"embedding.embedding: vocab=24 must be a multiple of the mesh's tensor=5"):
-        abstract_model(CONFIG, jnp.dtype("float32"), make_mesh({"tensor": 5}), MEGATRON)
+        abstract_model(CONFIG, jnp.dtype("float32"), make_mesh({"tensor": 5}), rules)
 
 
 def test_a_mesh_has_a_tensor_axis_whatever_is_asked_for():

@@ -38,7 +38,7 @@ def steps() -> dict[str, str]:
     mesh = make_mesh({"tensor": 2})
     state = abstract_model(CONFIG, jnp.dtype("float32"), mesh, MEGATRON)
     table = BucketTable(8, 4, variants=(Variant.GREEDY,), is_sparse=True)
-    programs = compile_engine(state, ENGINE, mesh, table, progress=False)
+    programs = compile_engine(state, ENGINE, table, progress=False)
     steps: dict[Any, Any] = dict(programs.programs.steps)
     return {bucket.name: step.as_text() for bucket, step in steps.items()}
 

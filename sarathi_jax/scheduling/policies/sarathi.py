@@ -30,6 +30,7 @@ class _Round:
         self._pages = view.ledger()
         self._num_tokens_left = view.limits.token_budget
         self._num_kept = len(view.running)
+        self._num_free_slots = view.num_free_slots
         self._num_partial_prefills = 0
         self._chunks: list[tuple[Request, int]] = []
         self._admitted: list[Request] = []
@@ -45,19 +46,28 @@ class _Round:
 
     def _add_decodes(self) -> list[Request]:
         """Pass 1: one token for every decode. Returns: running requests that still read their prompt."""
-        running, prefilling = self._view.running, []
-        chunks = self._chunks
+        running, prefilling, under_way = self._view.running, [], self._view.under_way
+        chunks, max_decodes = self._chunks, self._max_decodes()
         for index, request in enumerate(running):
             if index >= self._num_kept:
                 break
+            if under_way and request in under_way:
+                continue
             if request.num_computed_tokens < request.num_prefill_tokens:
                 prefilling.append(request)
-            elif request.num_tokens >= request.max_num_tokens or len(chunks) >= self._limits.token_budget:
-                continue  # its last token is in flight, or (only where the budget is below the rows) there is no room
+            elif request.num_tokens >= request.max_num_tokens or len(chunks) >= max_decodes:
+                continue  # its last token is in flight, or it is another microbatch's
             elif request.num_computed_tokens < request.num_reserved_tokens or self._found_page(running, index):
                 chunks.append((request, 1))
         self._num_tokens_left -= len(chunks)
         return prefilling
+
+    def _max_decodes(self) -> int:
+        """Decodes of one step: all, or in a pipeline an even share for each microbatch, so that none holds up the others."""
+        num_microbatches, budget = self._limits.num_microbatches, self._limits.token_budget
+        if num_microbatches == 1:
+            return budget
+        return min(-(-sum(not request.is_prefilling for request in self._view.running) // num_microbatches), budget)
 
     def _found_page(self, running: Sequence[Request], index: int) -> bool:
         """Take a page for the decode at `index`, preempting from the youngest on. Returns: False if it had to go itself."""
@@ -77,7 +87,7 @@ class _Round:
     def _add_waiting(self) -> None:
         """Pass 3: new requests, while budget, rows and pages last. With the budget gone no older prefill can be behind a newer one."""
         for request in self._view.waiting:
-            if self._num_tokens_left <= 0 or self._num_kept >= self._limits.max_num_seqs:
+            if self._num_tokens_left <= 0 or len(self._admitted) >= self._num_free_slots:
                 break
             if not self._admit(request) and self._limits.is_head_of_line_blocking:
                 break
