@@ -4,14 +4,15 @@ Absent fields mean what transformers takes them to mean, which families say. A f
 refused: a model must not run as another one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, cast
 
 from sarathi_jax.errors import ModelError
-from sarathi_jax.models.config import Activation, ModelConfig
+from sarathi_jax.models.config import Activation, ModelConfig, RopeConfig
 from sarathi_jax.models.config_fields import ConfigFields
 from sarathi_jax.models.rope_fields import read_rope
 
+LAYER_KINDS = ("full_attention", "sliding_attention")
 DTYPES = ("float32", "bfloat16", "float16")
 ACTIVATIONS: Mapping[str, Activation] = {
     "silu": "silu",
@@ -36,9 +37,18 @@ class Absent(NamedTuple):
     pad_token_id: int | None = None
 
 
-def read_base(fields: ConfigFields, family: str, absent: Absent) -> ModelConfig:
+class Windows(NamedTuple):
+    """`sliding_window` and `window_layers` of a ModelConfig."""
+
+    size: int | None
+    layers: tuple[int, ...] | None
+
+
+def read_base(fields: ConfigFields, family: str, absent: Absent, rope: RopeConfig | None = None) -> ModelConfig:
     """A configuration with the fields that families share; what else theirs holds, they put in with `dataclasses.replace`.
 
+    Args:
+      rope: of families that spell it in a way of their own.
     Raises: ModelError, naming the field, if one is missing, wrong, or asks for what is not implemented.
     """
     if fields.get("quantization_config") is not None:
@@ -58,7 +68,7 @@ def read_base(fields: ConfigFields, family: str, absent: Absent) -> ModelConfig:
         head_dim=read_head_dim(fields, num_heads, absent.head_dim),
         max_position_embeddings=max_position_embeddings,
         norm_eps=fields.number("rms_norm_eps", absent.rms_norm_eps),
-        rope=read_rope(fields, max_position_embeddings, absent.rope_theta),
+        rope=rope or read_rope(fields, max_position_embeddings, absent.rope_theta),
         is_head_tied=fields.boolean("tie_word_embeddings", absent.is_head_tied),
         bos_token_id=bos_token_ids[0] if bos_token_ids else None,
         eos_token_ids=fields.token_ids("eos_token_id", absent.eos_token_id, vocab_size),
@@ -90,6 +100,29 @@ def refuse_layer_types(fields: ConfigFields, kind: str) -> None:
         fields.refuse(
             "layer_types", f"must all be {kind}, or not be there: all layers attend alike", remedy="use another model"
         )
+
+
+def read_windows(fields: ConfigFields, num_layers: int, size: int | None, absent_layers: Iterable[int]) -> Windows:
+    """Which layers have a sliding window: those of `layer_types` that have it, or `absent_layers` where the file says nothing.
+
+    Args:
+      size: of the window, in tokens; None if the file has none.
+    Raises: ModelError if there are layers of another kind, of another number, or with a window that has no size.
+    """
+    kinds = fields.get("layer_types")
+    layers = tuple(absent_layers)
+    if kinds is not None:
+        rule = f"must be one of {' or '.join(LAYER_KINDS)} for each of {num_layers} layers"
+        if not isinstance(kinds, list) or len(cast("list[Any]", kinds)) != num_layers:
+            fields.refuse("layer_types", rule)
+        if not all(kind in LAYER_KINDS for kind in cast("list[Any]", kinds)):
+            fields.refuse("layer_types", rule, remedy="use another model")
+        layers = tuple(index for index, kind in enumerate(cast("list[str]", kinds)) if kind == LAYER_KINDS[1])
+    if not layers:
+        return Windows(None, ())
+    if size is None:
+        fields.refuse("sliding_window", f"must be there, and in use, since layer {layers[0]} has a window")
+    return Windows(size, None if len(layers) == num_layers else layers)
 
 
 def read_num_kv_heads(

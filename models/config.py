@@ -6,7 +6,7 @@ Reading `config.json` is `sarathi_jax.checkpoints.model_config`'s; this module k
 from dataclasses import dataclass
 from typing import Literal
 
-RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn"]
+RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
 NormKind = Literal["rms", "rms_plus_one", "layer"]
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 
@@ -16,10 +16,12 @@ class RopeConfig:
     """Rotary position embedding and how it is stretched past the trained length.
 
     theta: base of the geometric series of wavelengths.
-    factor: how many times longer than `original_max_position` the context is to be (unused by `default`).
+    factor: how many times longer than `original_max_position` the context is to be (unused by `default` and `longrope`).
     original_max_position: length the model was trained at, in tokens.
     low_freq_factor, high_freq_factor: `llama3` only.
-    beta_fast, beta_slow, is_truncated, attention_factor: `yarn` only; attention_factor None is 0.1 ln(factor) + 1.
+    beta_fast, beta_slow, is_truncated: `yarn` only.
+    attention_factor: what cos and sin are multiplied by, `yarn` and `longrope` only; None is 0.1 ln(factor) + 1 of `yarn`.
+    short_factors, long_factors: `longrope` only: what the wavelength of each rotated pair is multiplied by.
     """
 
     kind: RopeKind = "default"
@@ -32,6 +34,8 @@ class RopeConfig:
     beta_slow: float = 1.0
     is_truncated: bool = True
     attention_factor: float | None = None
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

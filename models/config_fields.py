@@ -54,9 +54,20 @@ class ConfigFields:
         value = self._values.get(name)
         if value is None:
             return self.refuse(name, rule, remedy="add it") if absent is None else absent
-        if type(value) not in (int, float) or abs(value) > 1e300 or not math.isfinite(value):
+        if not _is_finite(value):
             return self.refuse(name, rule)
         return float(value) if (value > over if least is None else value >= least) else self.refuse(name, rule)
+
+    def number_or_none(self, name: str, absent: float | None) -> float | None:
+        """A finite number > 0; None where the file says null, `absent` where it says nothing."""
+        return absent if name not in self else None if self.get(name) is None else self.number(name)
+
+    def numbers(self, name: str) -> tuple[float, ...]:
+        """A list of finite numbers > 0 that has to be there."""
+        values = self._values.get(name)
+        if not isinstance(values, list) or not values or not all(map(_is_positive, cast("list[object]", values))):
+            return self.refuse(name, "must be a list of finite numbers > 0")
+        return tuple(float(value) for value in cast("list[float]", values))
 
     def boolean(self, name: str, absent: bool = False) -> bool:
         """true or false; `absent` where it is not there or null."""
@@ -86,6 +97,14 @@ class ConfigFields:
         """Raises: ModelError that names the file and the field, with the rule that it broke."""
         got = "nothing" if name not in self._values else repr(self._values[name])[:MAX_QUOTED_CHARS]
         raise ModelError(f"{self.path}: {self._prefix}{name} {rule}, got {got}: {remedy}.")
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= 1e300 and math.isfinite(value)
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_finite(value) and value > 0
 
 
 def _is_integer(value: Any, least: int, most: int = MAX_INTEGER) -> bool:

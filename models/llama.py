@@ -61,6 +61,9 @@ def _layer_sources(config: ModelConfig, prefix: str) -> dict[str, ParamSource]:
     }
     if config.has_qkv_bias:
         sources["attention.qkv.bias"] = qkv_source(config, attention, "bias")
+    if config.has_qk_norm:
+        for name in ("q_norm", "k_norm"):
+            sources[f"attention.{name}.scale"] = direct_source(f"{attention}.{name}.weight", (config.head_dim,))
     if config.has_out_bias:
         sources["attention.out.bias"] = direct_source(f"{attention}.o_proj.bias", (embed,))
     if config.has_mlp_bias:

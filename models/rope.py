@@ -25,8 +25,8 @@ def rope_angles(
 
     rotary_dim: how much of a head is rotated; None: all. The pairs that are not come last and have angle 0: weights are read in that order.
 
-    max_length: the longest sequence, in tokens, that these angles are for. Only `dynamic` looks at it: its frequencies are those of a sequence of that
-      length, and stay what they are while a sequence grows, so that keys in the cache keep their meaning.
+    max_length: the longest sequence, in tokens, that these angles are for. Only `dynamic` and `longrope` look at it: their frequencies are those of a
+      sequence of that length, and stay what they are while a sequence grows, so that keys in the cache keep their meaning.
     """
     rotary_dim = rotary_dim or head_dim
     frequencies, scale = rope_frequencies(rope, rotary_dim, max_length)
@@ -56,6 +56,8 @@ def rope_frequencies(rope: RopeConfig, head_dim: int, max_length: int) -> tuple[
             return _llama3(rope, head_dim), 1.0
         case "yarn":
             return _yarn(rope, head_dim)
+        case "longrope":
+            return _longrope(rope, head_dim, max_length)
 
 
 def _series(theta: float, head_dim: int) -> np.ndarray:
@@ -98,3 +100,9 @@ def _yarn(rope: RopeConfig, head_dim: int) -> tuple[np.ndarray, float]:
     if scale is None:
         scale = 0.1 * math.log(rope.factor) + 1.0 if rope.factor > 1 else 1.0
     return frequencies * (1 - stretched) + frequencies / rope.factor * stretched, scale
+
+
+def _longrope(rope: RopeConfig, head_dim: int, max_length: int) -> tuple[np.ndarray, float]:
+    """LongRoPE (Ding et al. 2024): a factor a pair, found by search: one set for sequences up to the trained length, one for longer ones."""
+    factors = rope.long_factors if max_length > rope.original_max_position else rope.short_factors
+    return _series(rope.theta, head_dim) / np.asarray(factors), rope.attention_factor or 1.0

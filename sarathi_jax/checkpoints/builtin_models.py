@@ -73,4 +73,21 @@ BUILTIN_MODELS: dict[str, ModelConfig] = {
         eos_token_ids=(128001,),
         dtype="bfloat16",
     ),
+    # Qwen/Qwen3-8B
+    "qwen3-8b": ModelConfig(
+        family="qwen3",
+        vocab_size=151936,
+        hidden_size=4096,
+        intermediate_size=12288,
+        num_layers=36,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        max_position_embeddings=40960,
+        has_qk_norm=True,
+        rope=RopeConfig(theta=1e6),
+        bos_token_id=151643,
+        eos_token_ids=(151645,),
+        dtype="bfloat16",
+    ),
 }

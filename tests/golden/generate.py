@@ -74,6 +74,7 @@ def config_text(case: Case) -> str:
         return text
     values = json.loads(text)
     values["torch_dtype"] = values.pop("dtype")
+    values.pop("layer_types", None)  # once, other fields implied them
     rope = values.pop("rope_parameters")
     values["rope_theta"] = rope.pop("rope_theta")
     kind = rope.pop("rope_type")

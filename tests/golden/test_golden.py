@@ -33,7 +33,13 @@ ENGINE_ALWAYS = {
     "llama-llama3",
     "llama-tied",
 }
-ENGINE_ALWAYS |= {"mistral-linear-old", "mistral-window", "mistral-yarn"}
+ENGINE_ALWAYS |= {
+    "mistral-linear-old",
+    "mistral-window",
+    "mistral-yarn",
+    "qwen2-listed-window",
+    "qwen3-upper-window-old",
+}
 ENGINE_NAMES = [
     pytest.param(name, marks=[] if name in ENGINE_ALWAYS else [pytest.mark.nightly], id=name) for name in NAMES
 ]
