@@ -24,9 +24,11 @@ ACTIVATIONS: Mapping[str, Activation] = {
 
 
 class Absent(NamedTuple):
-    """What fields mean where a family's file says nothing. num_kv_heads None: as many as query heads. head_dim None: hidden size over heads."""
+    """What fields mean where a family's file says nothing. intermediate_size None: it has to be there. num_kv_heads None: as many as query heads. head_dim
+    None: hidden size over heads."""
 
     max_position_embeddings: int
+    intermediate_size: int | None = None
     num_kv_heads: int | None = None
     head_dim: int | None = None
     rms_norm_eps: float = 1e-6
@@ -61,7 +63,7 @@ def read_base(fields: ConfigFields, family: str, absent: Absent, rope: RopeConfi
         family=family,
         vocab_size=vocab_size,
         hidden_size=fields.integer("hidden_size"),
-        intermediate_size=fields.integer("intermediate_size"),
+        intermediate_size=_read_or(fields, "intermediate_size", absent.intermediate_size),
         num_layers=fields.integer("num_hidden_layers"),
         num_heads=num_heads,
         num_kv_heads=read_num_kv_heads(fields, num_heads, absent.num_kv_heads),
@@ -125,13 +127,12 @@ def read_windows(fields: ConfigFields, num_layers: int, size: int | None, absent
     return Windows(size, None if len(layers) == num_layers else layers)
 
 
-def read_num_kv_heads(
-    fields: ConfigFields, num_heads: int, absent: int | None, name: str = "num_key_value_heads"
-) -> int:
+def read_num_kv_heads(fields: ConfigFields, num_heads: int, absent: int | None) -> int:
+    name = "num_key_value_heads"
     num_kv_heads = fields.integer_or_none(name, absent) or num_heads
     if num_heads % num_kv_heads:
         raise ModelError(
-            f"{fields.path}: num_attention_heads={num_heads} must be a multiple of {name}={num_kv_heads},"
+            f"{fields.path}: num_attention_heads={num_heads} must be a multiple of {fields.name(name)}={num_kv_heads},"
             " got a remainder: correct one of them."
         )
     return num_kv_heads
@@ -158,6 +159,10 @@ def read_pad_token_id(fields: ConfigFields, absent: int | None, vocab_size: int)
         return None
     ids = fields.token_ids("pad_token_id", absent, vocab_size)
     return ids[0] if ids else None
+
+
+def _read_or(fields: ConfigFields, name: str, absent: int | None) -> int:
+    return fields.integer(name) if absent is None else fields.integer_or_none(name) or absent
 
 
 def read_dtype(fields: ConfigFields) -> str:

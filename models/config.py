@@ -9,6 +9,7 @@ from typing import Literal
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
 NormKind = Literal["rms", "rms_plus_one", "layer"]
 Activation = Literal["silu", "gelu", "gelu_tanh"]
+BlockKind = Literal["sequential", "parallel", "parallel_one_norm"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +63,8 @@ class ModelConfig:
     rope: of all layers, but where `local_rope` is given, those with a window.
     rotary_dim: how much of a head is rotated; None: all of it.
     norm: `rms_plus_one` multiplies by 1 + scale; `layer` has a mean and a bias too.
+    is_mlp_gated: three weights, up(x) times activation(gate(x)); else two, activation(up(x)).
+    block: `parallel` layers give attention and MLP the same x, each through a norm of its own, or both through one.
     has_qk_norm: queries and keys are normalized, head by head, before they are rotated.
     sliding_window: tokens a query sees, itself included; None: all before it.
     window_layers: layers that have the window; None: all of them.
@@ -84,6 +87,8 @@ class ModelConfig:
     norm_eps: float = 1e-6
     norm: NormKind = "rms"
     activation: Activation = "silu"
+    is_mlp_gated: bool = True
+    block: BlockKind = "sequential"
     rope: RopeConfig = RopeConfig()
     local_rope: RopeConfig | None = None
     rotary_dim: int | None = None

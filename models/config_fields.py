@@ -15,15 +15,29 @@ MAX_QUOTED_CHARS = 80
 
 
 class ConfigFields:
-    """A JSON object of the file `path`, read field by field. `prefix` names it where it lies inside another one."""
+    """A JSON object of the file `path`, read field by field.
 
-    def __init__(self, path: Path, values: Mapping[str, Any], prefix: str = "") -> None:
+    prefix: names it where it lies inside another one. spelling: what this file calls fields that others call otherwise.
+    """
+
+    def __init__(
+        self, path: Path, values: Mapping[str, Any], prefix: str = "", spelling: Mapping[str, str] | None = None
+    ) -> None:
         self.path = path
         self._values = values
         self._prefix = prefix
+        self._spelling = spelling or {}
+
+    def spelled(self, spelling: Mapping[str, str]) -> "ConfigFields":
+        """The same file, where fields have other names than they are asked for by: usual name -> name in this file."""
+        return ConfigFields(self.path, self._values, self._prefix, spelling)
+
+    def name(self, name: str) -> str:
+        """What this file calls a field."""
+        return self._spelling.get(name, name)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._values
+        return self.name(name) in self._values
 
     @property
     def given_names(self) -> frozenset[str]:
@@ -32,7 +46,7 @@ class ConfigFields:
 
     def get(self, name: str) -> object:
         """A field as it stands in the file; None where it is not there."""
-        return self._values.get(name)
+        return self._values.get(self.name(name))
 
     def integer(self, name: str, *, least: int = 1) -> int:
         """A whole number that has to be there."""
@@ -41,7 +55,7 @@ class ConfigFields:
 
     def integer_or_none(self, name: str, absent: int | None = None, *, least: int = 1) -> int | None:
         """A whole number; None where the file says null, `absent` where it says nothing."""
-        value = self._values.get(name, absent)
+        value = self._values.get(self.name(name), absent)
         if value is None or _is_integer(value, least):
             return value
         return self.refuse(name, _integer_rule(least))
@@ -51,7 +65,7 @@ class ConfigFields:
 
         Without `absent` it has to be there."""
         rule = f"must be a finite number {f'> {over:g}' if least is None else f'>= {least:g}'}"
-        value = self._values.get(name)
+        value: Any = self.get(name)
         if value is None:
             return self.refuse(name, rule, remedy="add it") if absent is None else absent
         if not _is_finite(value):
@@ -71,14 +85,14 @@ class ConfigFields:
 
     def boolean(self, name: str, absent: bool = False) -> bool:
         """true or false; `absent` where it is not there or null."""
-        value = self._values.get(name)
+        value = self.get(name)
         if value is None:
             return absent
         return value if isinstance(value, bool) else self.refuse(name, "must be true or false")
 
     def token_ids(self, name: str, absent: int | None, vocab_size: int) -> tuple[int, ...]:
         """One token id, a list of them, or null for none; `absent` where the file says nothing."""
-        value = self._values.get(name, absent)
+        value = self._values.get(self.name(name), absent)
         ids = cast("list[object]", value) if isinstance(value, list) else [] if value is None else [value]
         if not all(_is_integer(each, 0, vocab_size - 1) for each in ids):
             self.refuse(name, f"must be a token id below vocab_size={vocab_size}, a list of them, or null")
@@ -86,7 +100,7 @@ class ConfigFields:
 
     def nested(self, name: str) -> "ConfigFields | None":
         """An object inside this one; None where it is not there, null or empty."""
-        value = self._values.get(name)
+        value = self.get(name)
         if value is None or value == {}:
             return None
         if not isinstance(value, dict):
@@ -95,6 +109,7 @@ class ConfigFields:
 
     def refuse(self, name: str, rule: str, *, remedy: str = "correct it, or fetch the file again") -> NoReturn:
         """Raises: ModelError that names the file and the field, with the rule that it broke."""
+        name = self.name(name)
         got = "nothing" if name not in self._values else repr(self._values[name])[:MAX_QUOTED_CHARS]
         raise ModelError(f"{self.path}: {self._prefix}{name} {rule}, got {got}: {remedy}.")
 

@@ -1,4 +1,4 @@
-"""The small layers: token embedding, normalization, gated MLP."""
+"""The small layers: token embedding, normalization, MLPs."""
 
 import jax
 import jax.numpy as jnp
@@ -87,3 +87,17 @@ class GatedMLP(nnx.Module):
         """x: [T, E]. Returns: [T, E]."""
         gate_up = self.gate_up(x)  # [T, 2, F]
         return self.down(activate(self.activation, gate_up[:, 0]) * gate_up[:, 1])
+
+
+class PlainMLP(nnx.Module):
+    """down(activation(up(x))): no gate."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype) -> None:
+        embed, mlp, has_bias = config.hidden_size, config.intermediate_size, config.has_mlp_bias
+        self.up = Linear((embed,), (mlp,), ("embed",), ("mlp",), rngs=rngs, dtype=dtype, has_bias=has_bias)
+        self.down = Linear((mlp,), (embed,), ("mlp",), ("embed",), rngs=rngs, dtype=dtype, has_bias=has_bias)
+        self.activation: Activation = config.activation
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: [T, E]. Returns: [T, E]."""
+        return self.down(activate(self.activation, self.up(x)))

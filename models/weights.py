@@ -122,6 +122,20 @@ def _rotary_order(config: ModelConfig) -> np.ndarray | None:
     return np.concatenate([first, first_still, second, second_still])
 
 
+def fused_qkv_source(config: ModelConfig, name: str, kind: str) -> ParamSource:
+    """[E, K, G + 2, D] (kind "weight") or [K, G + 2, D] (kind "bias") from a tensor [K * (G + 2) * D, E] or [K * (G + 2) * D] in that order."""
+    num_kv, width, head_dim = config.num_kv_heads, config.num_queries_per_kv + 2, config.head_dim
+    inputs = (config.hidden_size,) if kind == "weight" else ()
+
+    def read_block(read: ReadTensor, index: Index) -> np.ndarray:
+        *input_index, kv_index, group_index, dim_index = index
+        block = np.moveaxis(read(name, (_rows(kv_index, num_kv, width * head_dim), *input_index)), 0, -1)
+        return block.reshape(*block.shape[:-1], -1, width, head_dim)[..., group_index, dim_index]
+
+    spec = TensorSpec(name, (num_kv * width * head_dim, *inputs))
+    return ParamSource((*inputs, num_kv, width, head_dim), (spec,), read_block)
+
+
 def gate_up_source(config: ModelConfig, prefix: str, kind: str) -> ParamSource:
     """[E, 2, F] (kind "weight") or [2, F] (kind "bias") from gate_proj and up_proj, [F, E] or [F]."""
     gate, up = (f"{prefix}.{name}_proj.{kind}" for name in ("gate", "up"))

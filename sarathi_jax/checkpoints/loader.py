@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from sarathi_jax.checkpoints.tensor_check import check_tensors
+from sarathi_jax.checkpoints.tensor_check import check_tensors, check_tied_head
 from sarathi_jax.checkpoints.tensor_folder import SafetensorsFolder, TensorSource
 from sarathi_jax.errors import ModelError
 from sarathi_jax.models import param_sources
@@ -57,6 +57,8 @@ def load_params(
     assert sources.keys() == parameters.keys(), "parameters must be those of the configuration's model"
     tensors = SafetensorsFolder(folder)
     check_tensors(tensors.folder, tensors.entries, sources, is_head_tied=config.is_head_tied)
+    if config.is_head_tied:
+        check_tied_head(tensors.folder, tensors, sources["embedding.embedding"].tensors[0].name)
     arrays: dict[str, jax.Array] = {}
     num_bytes = sum(_num_bytes(struct) for struct in parameters.values())
 

@@ -3,13 +3,17 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
+
 from sarathi_jax.checkpoints.safetensors_file import TensorEntry
+from sarathi_jax.checkpoints.tensor_folder import TensorSource
 from sarathi_jax.errors import ModelError
 from sarathi_jax.models.weights import ParamSource
 
 MAX_LISTED = 5
 FLOAT_NAMES = ("float64", "float32", "bfloat16", "float16")
 HEAD_NAME = "lm_head.weight"
+NUM_HEAD_ROWS = 64
 # Buffers that old checkpoints saved along; they follow from the configuration.
 HARMLESS_SUFFIXES = (".rotary_emb.inv_freq",)
 
@@ -19,7 +23,7 @@ def check_tensors(
 ) -> None:
     """Hold a folder's tensors against those that the model's parameters are made of.
 
-    A tied head's own tensor is ignored, and so are buffers that follow from the configuration.
+    A tied head's own tensor is passed over here, and so are buffers that follow from the configuration.
 
     Raises: ModelError that lists up to 5 of the tensors that are missing, misshapen, of another kind, or extra."""
     expected = {spec.name: spec.shape for source in sources.values() for spec in source.tensors}
@@ -29,6 +33,24 @@ def check_tensors(
         raise ModelError(
             f"{folder}: the weights must be those that config.json describes, got {'; '.join(faults[:MAX_LISTED])}{more}:"
             " fetch the folder again, or correct config.json."
+        )
+
+
+def check_tied_head(folder: Path, tensors: TensorSource, embedding_name: str) -> None:
+    """Hold the tensor of a tied head, where there is one, against the embedding, in a few rows that stand for all.
+
+    Raises: ModelError if they differ: the model would run with a head that isn't its own."""
+    if HEAD_NAME not in tensors.entries:
+        return
+    shape = tensors.entries[embedding_name].shape
+    rows = [(slice(row, row + 1),) for row in range(0, shape[0], -(-shape[0] // NUM_HEAD_ROWS))]
+    is_equal = tensors.entries[HEAD_NAME].shape == shape and all(
+        np.array_equal(tensors.read(HEAD_NAME, row), tensors.read(embedding_name, row)) for row in rows
+    )
+    if not is_equal:
+        raise ModelError(
+            f"{folder}: {HEAD_NAME} must be {embedding_name}, since config.json ties them, got other values: set"
+            " tie_word_embeddings to false in config.json, or remove the tensor."
         )
 
 

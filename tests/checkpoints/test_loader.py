@@ -183,9 +183,19 @@ def test_arrays_outlive_their_file(tmp_path: Path, tensors: Tensors, expected: T
 
 def test_a_tied_head_and_old_buffers_are_passed_over(tmp_path: Path, tensors: Tensors, expected: Tensors) -> None:
     buffer = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(2, np.float32)}
-    write(tmp_path, tensors | buffer, tie_word_embeddings=True)
+    head = {"lm_head.weight": tensors["model.embed_tokens.weight"]}
+    write(tmp_path, tensors | buffer | head, tie_word_embeddings=True)
     wanted = {path: value for path, value in expected.items() if path != "head.kernel"}
     assert load(tmp_path, structs(wanted)).keys() == wanted.keys()
+
+
+def test_a_tied_head_with_values_of_its_own_is_refused(tmp_path: Path, tensors: Tensors, expected: Tensors) -> None:
+    """As in transformers 5, which then doesn't tie it."""
+    embedding = tensors["model.embed_tokens.weight"]
+    for head in (embedding[1:], embedding + np.eye(VOCAB, EMBED, k=3 - VOCAB, dtype=np.float32)):
+        write(tmp_path, tensors | {"lm_head.weight": head}, tie_word_embeddings=True)
+        with pytest.raises(ModelError, match=r"lm_head\.weight must be model\.embed_tokens\.weight, .*: set tie_word_"):
+            load(tmp_path, structs({path: value for path, value in expected.items() if path != "head.kernel"}))
 
 
 ENDING = "fetch the folder again, or correct config.json"

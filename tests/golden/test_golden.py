@@ -39,15 +39,19 @@ ENGINE_ALWAYS |= {
     "mistral-yarn",
     "qwen2-listed-window",
     "qwen3-upper-window-old",
+    "falcon-7b",
+    "falcon-grouped",
+    "falcon-sequential",
 }
 ENGINE_NAMES = [
     pytest.param(name, marks=[] if name in ENGINE_ALWAYS else [pytest.mark.nightly], id=name) for name in NAMES
 ]
 ALL_ROPE_KINDS = {"default", "linear", "dynamic", "llama3", "yarn"}
-# Families that have not all of them, always tie their heads, have no windows.
+# Families that have not all of them, always tie their heads, have no windows, whose heads always fill the hidden size.
 ROPE_KINDS: dict[str, set[str]] = {}
 ALWAYS_TIED: set[str] = set()
-WITHOUT_WINDOW = {"llama"}
+WITHOUT_WINDOW = {"llama", "falcon"}
+WITHOUT_HEAD_DIM = {"falcon"}
 GREEDY = SamplingParams(max_tokens=64, temperature=0.0, ignore_eos=True)
 LOGIT_BOUND = 2e-4
 logits_of = jax.jit(causal_lm_logits)
@@ -98,7 +102,9 @@ def test_the_golden_models_cover_what_they_must(family: str):
     assert len({config.num_queries_per_kv for config in configs}) >= 3
     assert {config.rope.kind for config in configs} == ROPE_KINDS.get(family, ALL_ROPE_KINDS)
     assert family in ALWAYS_TIED or {config.is_head_tied for config in configs} == {True, False}
-    assert any(config.head_dim * config.num_heads != config.hidden_size for config in configs)
+    assert family in WITHOUT_HEAD_DIM or any(
+        config.head_dim * config.num_heads != config.hidden_size for config in configs
+    )
     assert all(config.vocab_size % 8 for config in configs)
     windows = {config.sliding_window for config in configs}
     assert family in WITHOUT_WINDOW or any(window and window < 70 for window in windows), "prompts have up to 70 tokens"

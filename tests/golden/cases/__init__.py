@@ -5,6 +5,6 @@ form of transformers 5 and of transformers 4; windows of 7 to 48 tokens before p
 that are no multiple of 8; one, several and no end-of-sequence ids.
 """
 
-from cases import llama, mistral, qwen2, qwen3
+from cases import falcon, llama, mistral, qwen2, qwen3
 
-CASES = (*llama.CASES, *mistral.CASES, *qwen2.CASES, *qwen3.CASES)
+CASES = (*llama.CASES, *mistral.CASES, *qwen2.CASES, *qwen3.CASES, *falcon.CASES)
