@@ -13,6 +13,8 @@ from sarathi_jax.cli.options import Parser, UsageError
 from sarathi_jax.config import EngineConfig
 from sarathi_jax.execution.buckets import Bucket, Variant
 from sarathi_jax.gpu_defaults import use_cpu
+from sarathi_jax.simulation.hardware import default_system
+from sarathi_jax.simulation.links import Links
 
 EXAMPLES = """  sarathi-jax kernels step --model mistral-7b --mesh tensor=1 --mesh tensor=8
   sarathi-jax kernels step --model llama2-70b --gpu h100 --mesh tensor=4 --num-tokens 2048 --json"""
@@ -21,7 +23,7 @@ STEPS = ("decode", "mixed")
 
 def add_arguments(parser: Parser) -> None:
     parser.add_argument("--model", default="mistral-7b", metavar="NAME", help="its shape (default: mistral-7b)")
-    parser.add_argument("--gpu", default="a100-80g", help="a100-40g, a100-80g, h100 or h200 (default: a100-80g)")
+    parser.add_argument("--gpu", default="a100-80g", help="a100-40g, a100-80g, h100, h200 or a40 (default: a100-80g)")
     parser.add_argument("--mesh", action="append", metavar="tensor=N", help="may be repeated (default: tensor=1)")
     parser.add_argument("--num-rows", type=int, default=64, metavar="N", help="rows of both steps (default: 64)")
     parser.add_argument("--num-tokens", type=int, default=512, metavar="N", help="of the mixed step (default: 512)")
@@ -50,11 +52,12 @@ def report_mesh(args: argparse.Namespace, mesh_text: str) -> list[dict[str, Any]
     """Both steps on one mesh."""
     use_cpu()  # the GPUs are described, whatever is here
     from sarathi_jax.checkpoints.model_source import find_model
-    from sarathi_jax.lab.described_gpus import DESCRIBED_GPUS, described_mesh
+    from sarathi_jax.lab.described_gpus import DESCRIBED_GPUS, GPUS_PER_HOST, described_mesh
     from sarathi_jax.lab.step_report import report_step
 
     shape = EngineConfig(mesh=mesh_text, token_budget=2**20).mesh_shape
     mesh = described_mesh(args.gpu, shape)
+    links = Links(default_system(args.gpu, GPUS_PER_HOST))
     config = find_model(args.model, is_dummy=True).config
     dtype = "bfloat16" if config.dtype == "float32" else config.dtype
     reports = []
@@ -66,6 +69,8 @@ def report_mesh(args: argparse.Namespace, mesh_text: str) -> list[dict[str, Any]
             mesh,
             DESCRIBED_GPUS[args.gpu].memory,
             bucket,
+            links=links,
+            gpus_per_host=GPUS_PER_HOST,
             page_size=args.page_size,
             dtype=dtype,
             kv_dtype=dtype if args.kv_dtype == "auto" else args.kv_dtype,

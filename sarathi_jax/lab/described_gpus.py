@@ -1,7 +1,8 @@
 """GPUs that need not be there: what XLA's compiler has to know of one, so that a whole program is compiled for it on any machine.
 
 Needs the `aot` extra (jax's CUDA plugin and an assembler), and jax on the CPU. What comes out is real but for autotuning: products of matrices take
-default sizes. The numbers are those of the vendor's devices as XLA itself describes them (jax-cuda12-plugin's `target_config`).
+default sizes. The numbers are those of the vendor's devices as XLA itself describes them (jax-cuda12-plugin's `target_config`); the A40's, which it does
+not, are its datasheet's.
 """
 
 from collections.abc import Mapping
@@ -58,30 +59,48 @@ H100_80G = DescribedGpu(
     shared_memory_per_program=232448,
     num_links=18,
 )
+A40 = DescribedGpu(
+    kind="NVIDIA A40",
+    target=GpuTarget(86, 84),
+    fpus_per_multiprocessor=128,
+    clock_ghz=1.74,
+    memory=48305799168,
+    memory_bandwidth=696000000000,
+    l2_cache=6291456,
+    shared_memory=102400,
+    shared_memory_per_program=101376,
+    num_links=4,
+)
 DESCRIBED_GPUS: dict[str, DescribedGpu] = {
     "a100-40g": A100_40G,
     "a100-80g": A100_40G._replace(kind="NVIDIA A100-SXM4-80GB", memory=85100068864, memory_bandwidth=2039040000000),
     "h100": H100_80G,
     "h200": H100_80G._replace(kind="NVIDIA H200", memory=150754820096, memory_bandwidth=4800000000000),
+    "a40": A40,
 }
 
 
-def described_mesh(gpu: str, shape: Mapping[str, int]) -> jax.sharding.Mesh:
-    """A mesh of GPUs that are only described, eight to a host.
+def can_describe() -> bool:
+    """Whether jax can compile for GPUs here: the `aot` extra, or a GPU's own plugin."""
+    return find_spec("jax_cuda12_plugin") is not None
+
+
+def described_mesh(gpu: str, shape: Mapping[str, int], gpus_per_host: int = GPUS_PER_HOST) -> jax.sharding.Mesh:
+    """A mesh of GPUs that are only described, host by host in the mesh's order.
 
     Raises: ConfigError if nobody described such a GPU, the mesh does not fill whole hosts, or the `aot` extra is missing.
     """
     if gpu not in DESCRIBED_GPUS:
         raise ConfigError(f"gpu must be one of {', '.join(DESCRIBED_GPUS)}, got {gpu!r}: choose one of these.")
-    if not find_spec("jax_cuda12_plugin"):
+    if not can_describe():
         raise ConfigError("Compiling for a GPU needs jax's CUDA plugin, got none: pip install 'sarathi-jax[aot]'.")
     num_gpus = prod(shape.values())
-    num_hosts, num_left = divmod(num_gpus, GPUS_PER_HOST)
+    num_hosts, num_left = divmod(num_gpus, gpus_per_host)
     if num_hosts and num_left:
         raise ConfigError(
-            f"A mesh must fit on one host or fill whole hosts of {GPUS_PER_HOST} GPUs, got {num_gpus}: choose another mesh."
+            f"A mesh must fit on one host or fill whole hosts of {gpus_per_host} GPUs, got {num_gpus}: choose another mesh."
         )
-    topology = f"1x{max(num_hosts, 1)}x{GPUS_PER_HOST if num_hosts else num_gpus}"
+    topology = f"1x{max(num_hosts, 1)}x{gpus_per_host if num_hosts else num_gpus}"
     from jax.experimental import topologies
 
     described = topologies.get_topology_desc(

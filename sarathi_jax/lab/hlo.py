@@ -1,32 +1,15 @@
-"""What stands in a compiled program's optimized HLO: collectives, copies of arrays of a given shape, calls of kernels. Text in, numbers out."""
+"""What stands in a compiled program's optimized HLO: copies of arrays of a given shape, calls of kernels. Text in, numbers out."""
 
 import math
 import re
 from collections import Counter
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
 
-_COLLECTIVE = re.compile(
-    r"= (\(?[a-z]+\d+\[[^=]*?) (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)\b"
-)
 _INSTRUCTION = re.compile(
     r"= [a-z]+\d+\[([\d,]*)\]\S* (?:copy|copy-start|concatenate|dynamic-update-slice|transpose)\("
 )
 _KERNEL = re.compile(r'custom_call_target="(triton_kernel_call[^"]*)"')
 _SLICED_CALL = re.compile(r"^%dynamic-slice-fusion\S* \(", re.MULTILINE)
-_LAYOUT = re.compile(r"\{[^{}]*\}")
-
-
-class Collective(NamedTuple):
-    """shape: of what goes over the wires on each device, as in "f32[64,16]"."""
-
-    kind: str
-    shape: str
-
-
-def collectives(text: str) -> list[Collective]:
-    """Each one in the program, in the order of the text."""
-    return [Collective(kind, _LAYOUT.sub("", shape)) for shape, kind in _COLLECTIVE.findall(text)]
 
 
 def count_copies(text: str, shapes: Collection[Sequence[int]]) -> int:

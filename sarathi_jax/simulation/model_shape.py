@@ -11,6 +11,7 @@ class ModelShape:
 
     mlp_size: F, of one expert where there are experts. num_mlp_matrices: 3 with a gate, else 2.
     num_experts: 0 is a dense model. experts_per_token: of the experts, how many each token goes through.
+    dense_layers: layers that have no experts all the same, but an MLP of dense_mlp_size.
     num_all_reduces_per_layer: 1 where attention and MLP are added up together (Falcon's parallel block), else 2.
     num_norms_per_layer: of whole tokens.
     windows: tokens that a query sees, one entry a layer, None all before it; () is None for every layer.
@@ -27,6 +28,8 @@ class ModelShape:
     num_mlp_matrices: int = 3
     num_experts: int = 0
     experts_per_token: int = 0
+    dense_layers: tuple[int, ...] = ()
+    dense_mlp_size: int = 0
     num_all_reduces_per_layer: int = 2
     num_norms_per_layer: int = 2
     is_head_tied: bool = False
@@ -49,23 +52,18 @@ class ModelShape:
             )
 
     @property
-    def attention_parameters(self) -> int:
-        """Of one layer: q, k, v and output products."""
-        return self.hidden_size * self.head_dim * 2 * (self.num_heads + self.num_kv_heads)
-
-    @property
     def mlp_parameters(self) -> int:
         """Of one layer's MLP, or of one of its experts."""
         return self.num_mlp_matrices * self.hidden_size * self.mlp_size
 
     @property
-    def router_parameters(self) -> int:
-        return self.hidden_size * self.num_experts
+    def dense_mlp_parameters(self) -> int:
+        """Of the MLP of a layer without experts."""
+        return self.num_mlp_matrices * self.hidden_size * (self.dense_mlp_size if self.num_experts else self.mlp_size)
 
     @property
-    def layer_parameters(self) -> int:
-        """Of all of one layer's products."""
-        return self.attention_parameters + self.router_parameters + self.mlp_parameters * max(self.num_experts, 1)
+    def router_parameters(self) -> int:
+        return self.hidden_size * self.num_experts
 
     @property
     def vocab_parameters(self) -> int:
@@ -77,5 +75,7 @@ class ModelShape:
         """Keys and values of one token and one KV head in one layer."""
         return 2 * (self.head_dim * self.kv_itemsize + self.kv_scale_bytes)
 
-    def window(self, layer: int) -> int | None:
-        return self.windows[layer] if self.windows else None
+    def kind(self, layer: int) -> tuple[int | None, bool]:
+        """What tells layers apart: the window, None being none, and whether there are experts."""
+        window = self.windows[layer] if self.windows else None
+        return window, self.num_experts > 0 and layer not in self.dense_layers

@@ -1,8 +1,9 @@
-"""Where a model's parts go: the sizes of a mesh's axes over hosts and their GPUs, and which of them talk to each other.
+"""Where a model's parts go: the sizes of a mesh's axes over hosts and their GPUs, what is cut over which of them, and who talks to whom.
 
 Devices are numbered host by host, and mesh axes are in the order data, stage, expert, tensor: neighbours in `tensor` are neighbours in a host.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,24 @@ from sarathi_jax.errors import ConfigError
 from sarathi_jax.simulation.model_shape import ModelShape
 
 AXES = ("data", "stage", "expert", "tensor")
+LAYER_AXES = ("expert", "tensor")  # what the parts of a layer can be cut over
+Axes = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cuts:
+    """The mesh axes that each part of a layer is cut over, () being whole on every device; named as the sharding rules name them. The default is Megatron's cut.
+
+    tokens: of the residual stream between the parts of a layer (sequence parallelism).
+    """
+
+    heads: Axes = LAYER_AXES
+    kv_heads: Axes = LAYER_AXES
+    mlp: Axes = LAYER_AXES
+    vocab: Axes = LAYER_AXES
+    expert: Axes = ("expert",)
+    expert_mlp: Axes = ("tensor",)
+    tokens: Axes = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +86,26 @@ class Placement:
 
     @property
     def devices_per_stage(self) -> int:
-        """What attention, vocabulary and a dense MLP are cut over: expert x tensor."""
         return self.expert * self.tensor
 
     @property
     def devices_per_replica(self) -> int:
         return self.stage * self.devices_per_stage
 
-    @property
-    def stage_group(self) -> Group:
-        """Of the all-reduces of a stage: the one that reaches over most hosts."""
-        size = self.devices_per_stage
-        starts = range(0, self.stage * size, size)
-        groups = [group_of(range(start, start + size), self.gpus_per_host) for start in starts]
+    def size(self, axes: Axes) -> int:
+        """How many parts a cut over these axes makes."""
+        return math.prod(getattr(self, axis) for axis in axes)
+
+    def group(self, axes: Axes) -> Group:
+        """The devices of one stage that talk along these axes; of all stages, the group that reaches over most hosts."""
+        experts = range(self.expert if "expert" in axes else 1)
+        tensors = range(self.tensor if "tensor" in axes else 1)
+        rivals = self.devices_per_stage // self.size(axes)
+        starts = range(0, self.devices_per_replica, self.devices_per_stage)
+        groups = [
+            group_of([start + e * self.tensor + t for e in experts for t in tensors], self.gpus_per_host, rivals)
+            for start in starts
+        ]
         return max(groups, key=lambda group: (group.num_hosts, group.span))
 
     @property
@@ -94,26 +120,30 @@ class Placement:
         return ",".join(parts) or "tensor=1"
 
 
-def why_not(model: ModelShape, placement: Placement) -> str | None:
+MEGATRON_CUTS = Cuts()
+
+
+def why_not(model: ModelShape, placement: Placement, cuts: Cuts = MEGATRON_CUTS) -> str | None:
     """What of the model's shape does not divide as the mesh asks, or None."""
-    cut = placement.devices_per_stage
-    if model.num_layers % placement.stage:
+    num_layers, left = divmod(model.num_layers, placement.stage)
+    if left:
         return f"{model.num_layers} layers do not divide into stage={placement.stage}"
-    if placement.expert > 1 and (not model.num_experts or model.num_experts % placement.expert):
-        return f"{model.num_experts or 'no'} experts do not divide into expert={placement.expert}"
-    if model.num_kv_heads % cut and cut % model.num_kv_heads:
-        return f"{model.num_kv_heads} KV heads neither divide into {cut} devices nor can be repeated over them"
-    mlp_cut = placement.tensor if model.num_experts else cut
-    sizes = (
-        ("query heads", model.num_heads, cut),
-        ("MLP columns", model.mlp_size, mlp_cut),
-        ("vocabulary", model.vocab_size, cut),
-    )
-    for name, size, num_parts in sizes:
-        if size % num_parts:
-            return (
-                f"{size} {name} do not divide into {num_parts} devices"
-                if name != "vocabulary"
-                else f"a vocabulary of {size} does not divide into {num_parts} devices"
-            )
+    kinds = [model.kind(layer) for layer in range(model.num_layers)]
+    if any(kinds[layer] != kinds[layer % num_layers] for layer in range(model.num_layers)):
+        return f"the {num_layers} layers of each of stage={placement.stage} are not alike"
+    if placement.expert > 1 and not model.num_experts:
+        return f"no experts to cut over expert={placement.expert}"
+    num_kv_parts = placement.size(cuts.kv_heads)
+    if model.num_kv_heads % num_kv_parts and num_kv_parts % model.num_kv_heads:
+        return f"{model.num_kv_heads} KV heads neither divide into {num_kv_parts} devices nor can be repeated over them"
+    sizes = [
+        ("query heads", model.num_heads, cuts.heads),
+        ("words of the vocabulary", model.vocab_size, cuts.vocab),
+        ("experts", model.num_experts, cuts.expert),
+        ("MLP columns", model.mlp_size, cuts.expert_mlp if model.num_experts else cuts.mlp),
+        ("MLP columns", model.dense_mlp_size, cuts.mlp),
+    ]
+    for name, size, axes in sizes:
+        if size % placement.size(axes):
+            return f"{size} {name} do not divide into {placement.size(axes)} devices"
     return None

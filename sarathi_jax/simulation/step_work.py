@@ -1,4 +1,4 @@
-"""What a step has to do, as the cost model sees it: chunks, decodes and what they attend to."""
+"""What a step has to do, as the cost model sees it: chunks, decodes, and what they attend to."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +13,21 @@ class ChunkWork(NamedTuple):
 
     num_cached_tokens: int
     num_new_tokens: int
+
+    def num_keys(self, window: int | None) -> int:
+        """Keys that it reads: all before its end, or those that its first query still sees and all after."""
+        total = self.num_cached_tokens + self.num_new_tokens
+        return total if window is None else min(total, window + self.num_new_tokens - 1)
+
+    def num_pairs(self, window: int | None) -> float:
+        """Pairs of a query and a key it sees: c (k + c/2) for c new tokens after k, and of a window what lies within."""
+        cached, new = self
+        if window is None or cached + new <= window:
+            return new * (cached + new / 2)
+        if cached >= window:
+            return float(new * window)
+        growing = window - cached  # the first queries see fewer than the window holds
+        return growing * (cached + growing / 2) + (new - growing) * window
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +52,18 @@ class StepWork:
     @property
     def num_rows(self) -> int:
         return self.num_decodes + len(self.chunks)
+
+    def num_decode_keys(self, window: int | None) -> int:
+        """Keys that decodes read; of a window at most as many each, as if their contexts were equal."""
+        return self.decode_context if window is None else min(self.decode_context, self.num_decodes * window)
+
+    def num_keys(self, window: int | None) -> int:
+        """Keys that all rows read."""
+        return self.num_decode_keys(window) + sum(chunk.num_keys(window) for chunk in self.chunks)
+
+    def num_pairs(self, window: int | None) -> float:
+        """Pairs of a query and a key it sees, of all rows."""
+        return self.num_decode_keys(window) + sum(chunk.num_pairs(window) for chunk in self.chunks)
 
 
 def decode_work(num_decodes: int, context: int) -> StepWork:

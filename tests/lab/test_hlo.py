@@ -1,6 +1,6 @@
 """Reading a compiled program's text: what must be counted, and what must not."""
 
-from sarathi_jax.lab.hlo import Collective, collectives, count_copies, count_sliced_calls, kernel_calls
+from sarathi_jax.lab.hlo import count_copies, count_sliced_calls, kernel_calls
 
 TEXT = """
   %p.1 = bf16[4096,8,128]{2,1,0} parameter(3)
@@ -9,18 +9,9 @@ TEXT = """
   %copy.9 = bf16[64,8,128]{2,1,0} copy(%p.3)
   %fusion.1 = bf16[4096,8,128]{2,1,0} fusion(%p.4), kind=kLoop
   %transpose.4 = bf16[8,4096,128]{2,1,0} transpose(%p.5), dimensions={1,0,2}
-  %all-reduce.2 = f32[64,4096]{1,0} all-reduce(%fusion.3), channel_id=1
-  %ag = (f32[8,16]{1,0}, f32[8,32]{1,0}) all-gather-start(%a), dimensions={1}
   ROOT %call = (bf16[64,32,128]{2,1,0}) custom-call(%p.6), custom_call_target="triton_kernel_call_ffi", api_version=API_VERSION_TYPED_FFI
   %other = f32[8] custom-call(%p.7), custom_call_target="__cublas$gemm"
 """
-
-
-def test_collectives_come_with_their_shapes() -> None:
-    assert collectives(TEXT) == [
-        Collective("all-reduce", "f32[64,4096]"),
-        Collective("all-gather", "(f32[8,16], f32[8,32])"),
-    ]
 
 
 def test_copies_count_whatever_their_axes_are_folded_into() -> None:

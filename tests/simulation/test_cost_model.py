@@ -9,10 +9,12 @@ from sarathi_jax.simulation.cost_model import CostModel, StageCost, tile_rounded
 from sarathi_jax.simulation.hardware import HostCost, load_device, load_host, load_system
 from sarathi_jax.simulation.links import Links
 from sarathi_jax.simulation.model_shape import ModelShape
-from sarathi_jax.simulation.placement import Placement
+from sarathi_jax.simulation.placement import Cuts, Placement
 from sarathi_jax.simulation.step_work import ChunkWork, StepWork, decode_work, prefill_work
 
 TINY = ModelShape(num_layers=4, hidden_size=64, num_heads=8, num_kv_heads=2, head_dim=16, mlp_size=128, vocab_size=256)
+ATTENTION = 64 * 16 * 2 * (8 + 2)  # numbers in the weights of a layer's q, k, v and output products
+LAYER = ATTENTION + 3 * 64 * 128
 NO_HOST = HostCost("none", 0.0, 0.0, is_overlapped=True)
 Make = Callable[..., CostModel]
 
@@ -29,13 +31,13 @@ def only_stage(model: CostModel, work: StepWork) -> StageCost:
 
 def test_operations_and_bytes_of_a_decode_step() -> None:
     """Four layers; q, k, v and output products of 64 x 16 x 20, a gated MLP of 3 x 64 x 128, a head of 64 x 256."""
-    layer, head = 64 * 16 * 20 + 3 * 64 * 128, 64 * 256
+    head = 64 * 256
     stage = only_stage(tiny(), decode_work(3, 100))
-    assert stage.flop == 2 * 3 * (4 * layer + head) + 4 * 4 * (8 * 16) * 300
+    assert stage.flop == 2 * 3 * (4 * LAYER + head) + 4 * 4 * (8 * 16) * 300
     kv_bytes = 4 * 300 * 2 * 2 * 16 * 2  # layers, tokens, keys and values, KV heads, numbers, bytes
     # Each layer moves, of each token: 2 norms in and out and a sum of three, of 64; gate, up, product; queries and keys in and out.
     moved = 4 * 3 * 2 * (7 * 64 + 3 * 128 + 2 * 10 * 16)
-    assert stage.hbm_bytes == 2 * (4 * layer + head) + kv_bytes + moved
+    assert stage.hbm_bytes == 2 * (4 * LAYER + head) + kv_bytes + moved
 
 
 def test_cutting_over_devices_divides_the_work_and_adds_talk() -> None:
@@ -55,11 +57,8 @@ def test_a_parallel_block_has_one_all_reduce_a_layer() -> None:
 def test_stages_share_the_layers_and_send_between_them() -> None:
     first, second = tiny(stage=2, tensor=4).step(prefill_work(128)).stages
     assert (first.head_s, second.send_s) == (0, 0)
-    assert (
-        first.linear_s
-        == second.linear_s
-        == pytest.approx(tiny(tensor=4).step(prefill_work(128)).stages[0].linear_s / 2)
-    )
+    whole = only_stage(tiny(tensor=4), prefill_work(128))
+    assert first.linear_s == second.linear_s == pytest.approx(whole.linear_s / 2)
     assert first.send_s == pytest.approx(0.05e-3 + 128 * 64 * 2 / 2.3e9)
     split = replace(tiny(stage=2, tensor=4), has_split_sends=True).step(prefill_work(128)).stages[0]
     assert split.send_s == pytest.approx(0.05e-3 + 128 * 64 * 2 / 4 / 2.3e9)
@@ -70,6 +69,14 @@ def test_latency_is_all_stages_and_the_period_the_longest() -> None:
     first, second = (stage.seconds for stage in cost.stages)
     assert cost.latency_s == pytest.approx(first + second)
     assert cost.period_s == max(first, second)
+
+
+def test_a_tick_in_lock_step_has_the_longest_of_each_part() -> None:
+    """What the first stage has to send and what the last one's head takes both count: all stages run the same program."""
+    cost = tiny(stage=2, tensor=4).step(prefill_work(128))
+    first, second = cost.stages
+    assert cost.tick_s == pytest.approx(first.seconds + second.head_s)
+    assert cost.tick["send_s"] == first.send_s > 0
 
 
 def test_host_code_is_hidden_behind_the_device_or_added() -> None:
@@ -96,7 +103,7 @@ def test_chunks_attend_to_what_is_cached_and_to_themselves() -> None:
     model = tiny()
     base, one = only_stage(model, prefill_work(0)), only_stage(model, prefill_work(64))
     parts = [only_stage(model, prefill_work(32, cached)) for cached in (0, 32)]
-    products = 2 * (4 * TINY.layer_parameters * 64 + TINY.vocab_parameters)
+    products = 2 * (4 * LAYER * 64 + TINY.vocab_parameters)
     assert one.flop - products == 4 * 4 * 128 * 64 * 32
     assert sum(part.flop for part in parts) - products - 2 * TINY.vocab_parameters == one.flop - products
     assert base.attention_prefill_s == pytest.approx(4 * 5e-6)
@@ -106,11 +113,11 @@ def test_a_window_bounds_what_is_read() -> None:
     """Window 16. 40 decodes at 100 read 16 each; a chunk of 24 after 8: growing from 8 to 16 keys, then 16 each."""
     windowed = replace(TINY, windows=(16, None, 16, None))
     model = tiny(windowed)
-    products = 2 * 40 * (4 * TINY.layer_parameters + TINY.vocab_parameters)
+    products = 2 * 40 * (4 * LAYER + TINY.vocab_parameters)
     decodes = only_stage(model, decode_work(40, 100))
     assert decodes.flop - products == 4 * 128 * (2 * 40 * 16 + 2 * 40 * 100)
     chunk = only_stage(model, prefill_work(24, 8))
-    products = 2 * (24 * 4 * TINY.layer_parameters + TINY.vocab_parameters)
+    products = 2 * (24 * 4 * LAYER + TINY.vocab_parameters)
     assert chunk.flop - products == 4 * 128 * (2 * (8 * (8 + 4) + 16 * 16) + 2 * 24 * (8 + 12))
     # Keys read: all 32 in open layers; in windowed ones the first query sees 15 before itself, of which 8 are there.
     keys = only_stage(model, prefill_work(2, 98)).hbm_bytes - only_stage(tiny(), prefill_work(2, 98)).hbm_bytes
@@ -120,20 +127,63 @@ def test_a_window_bounds_what_is_read() -> None:
 def test_experts_are_read_as_far_as_tokens_reach_them() -> None:
     """8 experts, 2 a token: one token reads 2 of them; many read all, and multiply as many as 2 experts' worth each."""
     routed = replace(TINY, num_experts=8, experts_per_token=2)
-    model = tiny(routed, expert=4)
-    dense_bytes = 4 * 2 * (TINY.attention_parameters / 4 + 64 * 8) + 2 * TINY.vocab_parameters / 4
+    model, expert = tiny(routed, expert=4), 3 * 64 * 128
+    attention = 64 * 16 * 2 * (8 // 4 + 1)  # of the two KV heads each device has one, so that each is there twice
+    router = 64 * 8
+    fixed_bytes = 2 * (4 * (attention + router) + 64 * 256 / 4)
+    moved = 4 * 2 * (7 * 64 + 2 * 3 * 128 / 4 + 2 * (2 + 1) * 16)
     one, many = only_stage(model, decode_work(1, 0)), only_stage(model, decode_work(100, 0))
-    moved = 4 * 2 * (7 * 64 + (2 * 3 * 128 + 2 * 10 * 16) / 4)
-    assert one.hbm_bytes - dense_bytes - moved == pytest.approx(4 * 2 * TINY.mlp_parameters * 2 / 4)
-    assert many.hbm_bytes - dense_bytes - 100 * moved == pytest.approx(4 * 2 * TINY.mlp_parameters * 8 / 4)
-    products = 100 * 2 * (TINY.attention_parameters / 4 + 64 * 8 + 2 * TINY.mlp_parameters / 4)
-    assert many.flop == pytest.approx(4 * products + 2 * 100 * TINY.vocab_parameters / 4)
+    assert one.hbm_bytes - fixed_bytes - moved == pytest.approx(2 * 4 * expert * 2 / 4)
+    assert many.hbm_bytes - fixed_bytes - 100 * moved == pytest.approx(2 * 4 * expert * 8 / 4)
+    assert many.flop == pytest.approx(2 * 100 * (4 * (attention + router + 2 * expert / 4) + 64 * 256 / 4))
+    assert model.weight_bytes == 2 * (4 * (attention + router + 2 * expert) + 2 * 64 * 256 // 4)
+
+
+def test_layers_without_experts_have_an_mlp_of_their_own() -> None:
+    mixed = replace(TINY, num_experts=8, experts_per_token=2, dense_layers=(0,), dense_mlp_size=512)
+    dense_mlp, expert = 3 * 64 * 512, 3 * 64 * 128
+    products = 4 * ATTENTION + dense_mlp + 3 * (64 * 8 + 2 * expert) + 64 * 256
+    assert only_stage(tiny(mixed), decode_work(1, 0)).flop == pytest.approx(2 * products)
+    assert tiny(mixed).weight_bytes == 2 * (4 * ATTENTION + dense_mlp + 3 * (64 * 8 + 8 * expert) + 2 * 64 * 256)
+
+
+def test_what_is_not_cut_is_whole_everywhere_and_needs_no_talk() -> None:
+    """Attention whole on each device, the MLP over both axes, the vocabulary over one."""
+    cuts = Cuts(heads=(), kv_heads=(), vocab=("tensor",))
+    model = replace(tiny(expert=2, tensor=2), cuts=cuts)
+    stage = only_stage(model, prefill_work(64))
+    layer = ATTENTION + 3 * 64 * 128 / 4
+    assert model.weight_bytes == 2 * (4 * layer + 2 * 64 * 256 / 2)
+    assert stage.flop == 2 * (64 * 4 * layer + 64 * 256 / 2) + 4 * 4 * 128 * 64 * 32
+    four, two = (load_system("pairwise-a100").all_reduce[size].seconds(64 * 64 * 2) + 0.02e-3 for size in (4, 2))
+    assert stage.all_reduce_s == pytest.approx(4 * four + two)
+    nothing = Cuts(heads=(), kv_heads=(), mlp=(), vocab=())
+    assert replace(model, cuts=nothing).step(prefill_work(64)).stages == tiny().step(prefill_work(64)).stages
+
+
+def test_experts_are_added_up_over_what_they_are_cut_over() -> None:
+    """Attention and vocabulary whole, experts over one axis of two, an expert's columns over the other."""
+    routed = replace(TINY, num_experts=4, experts_per_token=2)
+    cuts = Cuts(heads=(), kv_heads=(), mlp=(), vocab=())
+    stage = only_stage(replace(tiny(routed, expert=2, tensor=2), cuts=cuts), prefill_work(64))
+    four = load_system("pairwise-a100").all_reduce[4].seconds(64 * 64 * 2) + 0.02e-3
+    assert stage.all_reduce_s == pytest.approx(4 * four)
+
+
+def test_cut_tokens_are_scattered_and_gathered_instead_of_reduced() -> None:
+    """As many bytes in two launches, and each device has a quarter of the norms."""
+    whole = tiny(tensor=4)
+    cut = replace(whole, cuts=Cuts(tokens=("tensor",)))
+    stages = [only_stage(model, prefill_work(64)) for model in (whole, cut)]
+    assert stages[1].all_reduce_s - stages[0].all_reduce_s == pytest.approx((2 * 4 + 1) * 0.02e-3)
+    assert stages[0].hbm_bytes - stages[1].hbm_bytes == 4 * 64 * 2 * (7 * 64 * 3 / 4)
 
 
 def test_memory_that_is_left_holds_kv() -> None:
     """Two KV heads over four devices are repeated: each holds one."""
     model = tiny(stage=2, tensor=4)
-    assert model.weight_bytes == 2 * (2 * TINY.layer_parameters // 4 + 2 * TINY.vocab_parameters // 4)
+    attention = 64 * 16 * 2 * (8 // 4 + 1)
+    assert model.weight_bytes == 2 * (2 * (attention + 3 * 64 * 128 // 4) + 2 * 64 * 256 // 4)
     assert model.kv_bytes_per_token == 2 * 2 * 16 * 2
     left = model.device.memory_bytes * 0.5 - model.weight_bytes - 10**6
     assert model.kv_tokens(0.5, 10**6) == int(left // 128)
