@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sarathi_jax.errors import ModelError
-from sarathi_jax.models import falcon, llama, mistral, qwen2, qwen3
+from sarathi_jax.models import falcon, gemma2, llama, mistral, qwen2, qwen3
 from sarathi_jax.models.config import ModelConfig
 from sarathi_jax.models.config_fields import ConfigFields
 from sarathi_jax.models.decoder import CausalLM, causal_lm_logits
@@ -40,6 +40,7 @@ FAMILIES: Mapping[str, Family] = {
     "mistral": mistral,
     "qwen2": qwen2,
     "qwen3": qwen3,
+    "gemma2": gemma2,
     "falcon": falcon,
 }
 

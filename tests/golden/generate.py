@@ -91,14 +91,15 @@ def blank_checkpoint(text: str) -> dict[str, np.ndarray]:
         return load_file(Path(folder) / "model.safetensors")
 
 
-def random_weights(blank: dict[str, np.ndarray], std: float, seed: int) -> dict[str, np.ndarray]:
+def random_weights(case: Case, blank: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
     """int8 weights of every tensor of the checkpoint: norms around what they start at (1, or 0 where 1 is added), the rest around 0."""
     rng = np.random.default_rng(seed)
     weights = {}
     for name in sorted(blank):
         is_norm = name.endswith(".weight") and blank[name].ndim == 1
         center = float(blank[name][0]) if is_norm else 0.0
-        draw = rng.normal(center, std, blank[name].shape) / WEIGHT_SCALE
+        center = case.centers.get(name.split(".")[-2], center)
+        draw = rng.normal(center, case.std, blank[name].shape) / WEIGHT_SCALE
         weights[name] = np.clip(np.rint(draw), -127, 127).astype(np.int8)
     return weights
 
@@ -166,7 +167,7 @@ def best_seed(case: Case, text: str) -> int:
     blank, scores = blank_checkpoint(text), {}
     for seed in SEEDS:
         with tempfile.TemporaryDirectory() as folder:
-            write_folder(Path(folder), text, random_weights(blank, case.std, seed))
+            write_folder(Path(folder), text, random_weights(case, blank, seed))
             runs = [
                 greedy_tokens(Path(folder), prompt)
                 for prompt, (_, greedy) in zip(draw_prompts(case, seed), case.prompts, strict=True)
@@ -182,7 +183,7 @@ def write_case(case: Case) -> None:
     """data/NAME/config.json and data/NAME/golden.npz."""
     text = config_text(case)
     seed = best_seed(case, text)
-    weights = random_weights(blank_checkpoint(text), case.std, seed)
+    weights = random_weights(case, blank_checkpoint(text), seed)
     arrays = {f"weight/{name}": weight for name, weight in weights.items()}
     arrays |= {"weight_scale": np.float32(WEIGHT_SCALE), "seed": np.int32(seed)}
     smallest, distinct = np.inf, []

@@ -27,21 +27,11 @@ DATA = Path(__file__).parent / "data"
 NAMES = sorted(path.name for path in DATA.iterdir() if path.is_dir())
 # What paging could get wrong is in these; the rest differ from them in what the dense test sees too.
 ENGINE_ALWAYS = {
-    "llama-biases",
-    "llama-dynamic",
-    "llama-gqa8-head12",
-    "llama-llama3",
-    "llama-tied",
-}
-ENGINE_ALWAYS |= {
-    "mistral-linear-old",
-    "mistral-window",
-    "mistral-yarn",
-    "qwen2-listed-window",
-    "qwen3-upper-window-old",
-    "falcon-7b",
-    "falcon-grouped",
-    "falcon-sequential",
+    *("llama-biases", "llama-dynamic", "llama-gqa8-head12", "llama-llama3", "llama-tied"),
+    *("mistral-linear-old", "mistral-window", "mistral-yarn"),
+    *("qwen2-listed-window", "qwen3-upper-window-old"),
+    "gemma2-linear-old",
+    *("falcon-7b", "falcon-grouped", "falcon-sequential"),
 }
 ENGINE_NAMES = [
     pytest.param(name, marks=[] if name in ENGINE_ALWAYS else [pytest.mark.nightly], id=name) for name in NAMES

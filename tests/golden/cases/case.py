@@ -10,6 +10,7 @@ class Case:
     name: its family, which is transformers' `model_type`, then what is odd about it.
     config: arguments of transformers' configuration class.
     std: of the random weights.
+    centers: what norms of these names are around, if it is not what they start at.
     prompts: (length, also 64 greedy tokens?).
     old_style_config: config.json as transformers 4 wrote it, with `old_fields` in it too.
     rope: `rope_parameters`.
@@ -18,6 +19,7 @@ class Case:
     name: str
     config: dict
     std: float = 0.2
+    centers: dict = field(default_factory=dict)
     prompts: tuple[tuple[int, bool], ...] = ((5, True), (70, True))
     old_style_config: bool = False
     old_fields: dict = field(default_factory=dict)
