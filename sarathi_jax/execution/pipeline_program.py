@@ -15,7 +15,7 @@ from sarathi_jax.execution.buckets import Bucket, Variant
 from sarathi_jax.execution.device_state import DeviceState
 from sarathi_jax.execution.packing import Geometry, packed_size
 from sarathi_jax.execution.paged_attend import paged_attend
-from sarathi_jax.execution.step_inputs import Inputs, unpack
+from sarathi_jax.execution.step_inputs import unpack
 from sarathi_jax.execution.step_program import Step, input_tokens, last_tokens, residual_constraint
 from sarathi_jax.execution.step_sampling import sample_rows
 from sarathi_jax.kernels.layer_kv import LayerKV
@@ -31,11 +31,13 @@ def make_pipeline_step(model_state: ModelState, bucket: Bucket, geometry: Geomet
 
     def step(params: tuple[jax.Array, ...], state: DeviceState, packed: jax.Array) -> tuple[DeviceState, jax.Array]:
         model = model_state.merge(params)  # of it, only what no stage owns is used out here
-        packed = packed.reshape(model_state.num_stages, packed_size(bucket, geometry.blocks_per_row))
-        inputs = unpack(packed, bucket, geometry.blocks_per_row)
-        newest, oldest = ({name: field[place] for name, field in inputs.items()} for place in (0, -1))
+        size = packed_size(bucket, geometry.blocks_per_row)
+        # Each taken from the argument, which is everywhere: what stages take would have to be sent back from them.
+        newest, oldest = (unpack(each, bucket, geometry.blocks_per_row) for each in (packed[:size], packed[-size:]))
         entering = model.embed(input_tokens(newest, state.slots))
-        layers, activations, leaving = run_stages(params, state.layers, state.activations, entering, inputs)
+        layers, activations, leaving = run_stages(
+            params, state.layers, state.activations, entering, packed.reshape(model_state.num_stages, size)
+        )
         hidden = model.finish(leaving)  # of all tokens in the `full` variant, and else of each row's last one
         last_hidden = hidden.at[last_tokens(oldest)].get(mode="clip") if bucket.variant >= Variant.FULL else hidden
         slots, out = sample_rows(
@@ -47,7 +49,7 @@ def make_pipeline_step(model_state: ModelState, bucket: Bucket, geometry: Geomet
 
 
 def _make_run_stages(model_state: ModelState, bucket: Bucket, geometry: Geometry, kernels: Kernels) -> Any:
-    """(params, layers, activations, entering [T, E], inputs) -> (layers, activations, what leaves the last stage, the same everywhere)."""
+    """(params, layers, activations, entering [T, E], packed [stages, packed_size]) -> (layers, activations, what leaves the last stage, the same everywhere)."""
     num_stages, specs = model_state.num_stages, model_state.stage_specs()
 
     def stage(
@@ -56,10 +58,10 @@ def _make_run_stages(model_state: ModelState, bucket: Bucket, geometry: Geometry
         layers: tuple[LayerKV, ...],
         activations: jax.Array,
         entering: jax.Array,
-        inputs: Inputs,
+        packed: jax.Array,
     ) -> tuple[tuple[LayerKV, ...], jax.Array, jax.Array]:
         own = [leaf[0] if spec == STAGES else leaf for leaf, spec in zip(params, specs, strict=True)]
-        model, inputs = model_state.merge(own), jax.lax.optimization_barrier(_first(inputs))
+        model, inputs = model_state.merge(own), unpack(packed[0], bucket, geometry.blocks_per_row)
         pages: list[LayerKV] = [_first(layer) for layer in layers]
         x = jnp.where(index[0] == 0, entering, activations[0, : bucket.num_tokens])
         attend = paged_attend(model_state, inputs, pages, bucket, geometry, kernels)
