@@ -16,7 +16,7 @@ from sarathi_jax.execution.device_state import DeviceState
 from sarathi_jax.execution.packing import Geometry, packed_size
 from sarathi_jax.execution.paged_attend import paged_attend
 from sarathi_jax.execution.step_inputs import unpack
-from sarathi_jax.execution.step_program import Step, input_tokens, last_tokens, residual_constraint
+from sarathi_jax.execution.step_program import Step, input_tokens, keep_whole, last_tokens, residual_constraint
 from sarathi_jax.execution.step_sampling import sample_rows
 from sarathi_jax.kernels.layer_kv import LayerKV
 from sarathi_jax.kernels.registry import Kernels
@@ -34,7 +34,8 @@ def make_pipeline_step(model_state: ModelState, bucket: Bucket, geometry: Geomet
         size = packed_size(bucket, geometry.blocks_per_row)
         # Each taken from the argument, which is everywhere: what stages take would have to be sent back from them.
         newest, oldest = (unpack(each, bucket, geometry.blocks_per_row) for each in (packed[:size], packed[-size:]))
-        entering = model.embed(input_tokens(newest, state.slots))
+        entering = model.embed(keep_whole(model_state, input_tokens(newest, state.slots)))
+        entering = residual_constraint(model_state, bucket)(entering)
         layers, activations, leaving = run_stages(
             params, state.layers, state.activations, entering, packed.reshape(model_state.num_stages, size)
         )
@@ -66,8 +67,10 @@ def _make_run_stages(model_state: ModelState, bucket: Bucket, geometry: Geometry
         x = jnp.where(index[0] == 0, entering, activations[0, : bucket.num_tokens])
         attend = paged_attend(model_state, inputs, pages, bucket, geometry, kernels)
         constrain = residual_constraint(model_state, bucket)
-        x = model.run_layers(x, inputs["positions"], attend, constrain, max_length=geometry.max_model_len)
+        positions = keep_whole(model_state, inputs["positions"])
+        x = model.run_layers(x, positions, attend, constrain, max_length=geometry.max_model_len)
         leaving = x if bucket.variant >= Variant.FULL else x.at[last_tokens(inputs)].get(mode="clip")
+        leaving = keep_whole(model_state, leaving)
         leaving = jax.lax.psum(jnp.where(index[0] == num_stages - 1, leaving, jnp.zeros_like(leaving)), "stage")
         handed_on = jax.lax.ppermute(x, "stage", [(place, place + 1) for place in range(num_stages - 1)])
         return _stacked(tuple(pages)), activations.at[0, : bucket.num_tokens].set(handed_on), leaving

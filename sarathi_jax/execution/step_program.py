@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from sarathi_jax.execution.buckets import Bucket
 from sarathi_jax.execution.device_state import DeviceState, SlotState
@@ -34,13 +35,13 @@ def make_step(model_state: ModelState, bucket: Bucket, geometry: Geometry, kerne
         inputs = unpack(packed, bucket, geometry.blocks_per_row)
         layers = list(state.layers)
         hidden = model.hidden_states(
-            input_tokens(inputs, state.slots),
-            inputs["positions"],
+            keep_whole(model_state, input_tokens(inputs, state.slots)),
+            keep_whole(model_state, inputs["positions"]),
             paged_attend(model_state, inputs, layers, bucket, geometry, kernels),
             residual_constraint(model_state, bucket),
             max_length=geometry.max_model_len,
         )
-        last_hidden = hidden.at[last_tokens(inputs)].get(mode="clip")
+        last_hidden = keep_whole(model_state, hidden.at[last_tokens(inputs)].get(mode="clip"))
         slots, out = sample_rows(
             model, model_state, hidden, last_hidden, inputs, state.slots, bucket.variant, kernels.filter_thresholds
         )
@@ -68,3 +69,8 @@ def residual_constraint(model_state: ModelState, bucket: Bucket) -> Constrain:
     if not axes or bucket.num_tokens % num_parts(model_state.rules, "tokens", model_state.mesh):
         return unconstrained
     return lambda x: jax.lax.with_sharding_constraint(x, spec_of([axes, ()]))
+
+
+def keep_whole(model_state: ModelState, x: jax.Array) -> jax.Array:
+    """What every device has stays there: left alone, the partitioner would cut small arrays as it does the residual stream, and gather them again."""
+    return jax.lax.with_sharding_constraint(x, PartitionSpec()) if model_state.axes("tokens") else x
