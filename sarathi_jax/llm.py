@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from tqdm import tqdm
 
 from sarathi_jax.checkpoints.loader import dummy_params, load_params
@@ -15,6 +16,7 @@ from sarathi_jax.checkpoints.model_source import ModelSource, find_model
 from sarathi_jax.clock import WallClock
 from sarathi_jax.config import EngineConfig
 from sarathi_jax.engine.engine import Engine, Prompt
+from sarathi_jax.engine.replicas import EngineReplicas
 from sarathi_jax.errors import ConfigError, EngineError, ModelNotFoundError, RequestError
 from sarathi_jax.execution.build import EnginePrograms, build_engine, choose_dtype
 from sarathi_jax.execution.compile_ledger import CompileLedger
@@ -24,7 +26,7 @@ from sarathi_jax.sampling_params import SamplingParams
 from sarathi_jax.scheduling.policies import make_policy
 from sarathi_jax.scheduling.policy import Policy
 from sarathi_jax.scheduling.scheduler import Scheduler
-from sarathi_jax.sharding.mesh import make_mesh
+from sarathi_jax.sharding.mesh import make_mesh, replica_meshes
 from sarathi_jax.sharding.model_state import abstract_model
 from sarathi_jax.sharding.rules import find_rules
 from sarathi_jax.text.chat import encode_chat
@@ -54,10 +56,14 @@ class LLM:
         self._template = None if source.folder is None else ChatTemplate.from_folder(source.folder)
         policy = make_policy(self.config.policy)
         has_bars = sys.stderr.isatty() if progress is None else progress
-        programs, executor = _build(source, self.config, has_bars)
-        self.compile_ledger: CompileLedger = programs.ledger
-        self.memory_plan = programs.plan
-        self.engine = _make_engine(programs, executor, self.config, policy, self.tokenizer)
+        meshes = replica_meshes(make_mesh(self.config.mesh_shape))
+        built = [_build(source, self.config, mesh, has_bars) for mesh in meshes]
+        self.compile_ledger: CompileLedger = built[0][0].ledger
+        for programs, _ in built[1:]:
+            self.compile_ledger.absorb(programs.ledger)
+        self.memory_plan = built[0][0].plan
+        engines = [_make_engine(*each, self.config, policy, self.tokenizer, place) for place, each in enumerate(built)]
+        self.engine = engines[0] if len(engines) == 1 else EngineReplicas(engines, seed=self.config.seed)
         self._outputs: dict[str, RequestOutput] = {}
         self._events: dict[str, list[StreamEvent]] = {}
         # Also when the process ends, or nobody holds this object any more.
@@ -199,7 +205,7 @@ def _engine_config(model: str, options: Mapping[str, Any]) -> EngineConfig:
     return EngineConfig(model=model, **options)
 
 
-def _close(engine: Engine, template: ChatTemplate | None) -> None:
+def _close(engine: Engine | EngineReplicas, template: ChatTemplate | None) -> None:
     engine.close()
     if template is not None:
         template.close()
@@ -212,8 +218,9 @@ def _load_tokenizer(folder: Path) -> Tokenizer | None:
         return None  # prompts are token ids then; text and chat say so
 
 
-def _build(source: ModelSource, config: EngineConfig, progress: bool) -> tuple[EnginePrograms, JaxExecutor]:
-    mesh = make_mesh(config.mesh_shape)
+def _build(
+    source: ModelSource, config: EngineConfig, mesh: jax.sharding.Mesh, progress: bool
+) -> tuple[EnginePrograms, JaxExecutor]:
     dtype = choose_dtype(config.dtype, source.config, mesh)
     state = abstract_model(source.config, dtype, mesh, find_rules(config.rules))
 
@@ -231,6 +238,7 @@ def _make_engine(
     config: EngineConfig,
     policy: Policy,
     tokenizer: Tokenizer | None,
+    replica: int,
 ) -> Engine:
     model_config = programs.model_state.config
     scheduler = Scheduler(
@@ -256,6 +264,7 @@ def _make_engine(
         tokenizer=tokenizer,
         eos_token_ids=model_config.eos_token_ids,
         seed=config.seed,
+        replica=replica,
     )
 
 

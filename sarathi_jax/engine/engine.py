@@ -52,6 +52,7 @@ class Engine:
       tokenizer: None for a model without one: prompts are token ids then, and outputs have no text.
       eos_token_ids: tokens that end an output.
       seed: what seeds are drawn from for requests that bring none.
+      replica: its number, where there are several.
     """
 
     def __init__(
@@ -64,8 +65,9 @@ class Engine:
         tokenizer: Tokenizer | None,
         eos_token_ids: Sequence[int] = (),
         seed: int = 0,
+        replica: int = 0,
     ) -> None:
-        self.loop = StepLoop(scheduler, executor, clock, is_overlapped=is_overlapped)
+        self.loop = StepLoop(scheduler, executor, clock, is_overlapped=is_overlapped, replica=replica)
         self.clock = clock
         self._tokenizer = tokenizer
         self._eos_token_ids = tuple(eos_token_ids)
@@ -139,10 +141,10 @@ class Engine:
         going = [sample for sample in entry.samples if sample.finish_reason is None]
         return [self._last_event(entry, sample, sample.end("abort"), []) for sample in going]
 
-    def step(self) -> list[StreamEvent]:
-        """Run one turn of the loop. Returns: what each sample gained by it. Raises: EngineError if the engine can't go on."""
+    def step(self, *, does_wait: bool = True) -> list[StreamEvent]:
+        """Run one turn of the loop. Args: as its. Returns: what each sample gained by it. Raises: EngineError if the engine can't go on."""
         events: list[StreamEvent] = []
-        outputs, now_s = self.loop.step(), self.loop.completed_s
+        outputs, now_s = self.loop.step(does_wait=does_wait), self.loop.completed_s
         for output in outputs:
             found = self._sample_entries.get(output.request.request_id)
             if found is None:

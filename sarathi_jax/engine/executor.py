@@ -24,6 +24,10 @@ class StepHandle(Protocol):
     @property
     def bucket(self) -> StepShape: ...
 
+    def is_ready(self) -> bool:
+        """Whether `result` would not have to wait."""
+        ...
+
     def result(self) -> StepResult:
         """Block until the step is done. Raises: EngineError if it failed; the KV cache is then lost and has been made anew, empty."""
         ...

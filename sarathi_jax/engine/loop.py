@@ -35,14 +35,17 @@ class StepInFlight:
 class StepLoop:
     """Runs steps of one scheduler on one executor. Not safe to share between threads.
 
-    records: of the latest MAX_RECORDS steps, oldest first. completed_s: when the tokens of the last step came.
+    records: of the latest MAX_RECORDS steps, oldest first. completed_s: when the tokens of the last step came. replica: this engine's number among several.
     """
 
-    def __init__(self, scheduler: Scheduler, executor: Executor, clock: Clock, *, is_overlapped: bool) -> None:
+    def __init__(
+        self, scheduler: Scheduler, executor: Executor, clock: Clock, *, is_overlapped: bool, replica: int = 0
+    ) -> None:
         self.scheduler = scheduler
         self.executor = executor
         self.clock = clock
         self.is_overlapped = is_overlapped
+        self.replica = replica
         self.records: deque[StepRecord] = deque(maxlen=MAX_RECORDS)
         self.completed_s = clock.now()
         self._in_flight: deque[StepInFlight] = deque()
@@ -56,16 +59,20 @@ class StepLoop:
         """Whether there is nothing to run, and nothing to wait for."""
         return not self._in_flight and not self.scheduler.has_unfinished
 
-    def step(self) -> list[TokenOutput]:
+    def step(self, *, does_wait: bool = True) -> list[TokenOutput]:
         """Run one turn: dispatch a step, and take in what came of the oldest one, once there are as many under way as the loop allows.
 
+        does_wait: whether to wait for that one; if not, a turn in which it is not done yet brings nothing.
         Raises: EngineError if steps fail again and again, or unfinished requests can't run.
         """
-        launched = self._launch()
+        is_full = len(self._in_flight) > self._max_in_flight
+        launched = None if is_full else self._launch()
         if launched is not None:
             self._in_flight.append(launched)
-        if self._in_flight and (launched is None or len(self._in_flight) > self._max_in_flight):
-            return self._land(self._in_flight.popleft())
+            is_full = len(self._in_flight) > self._max_in_flight
+        if self._in_flight and (is_full or launched is None):
+            is_ready = does_wait or self._in_flight[0].handle.is_ready()
+            return self._land(self._in_flight.popleft()) if is_ready else []
         if launched is None and self.scheduler.has_unfinished:
             raise EngineError(
                 f"Some request must be able to run, got none of {self.scheduler.num_waiting} waiting and {self.scheduler.num_running} running:"
@@ -98,7 +105,8 @@ class StepLoop:
         if is_lost:
             return self.scheduler.complete(flight.schedule, result, self.completed_s)
         self._num_failures_in_a_row = 0
-        self.records.append(record_step(flight.schedule, flight.handle.bucket, flight.start_s, self.completed_s))
+        bucket, start_s = flight.handle.bucket, flight.start_s
+        self.records.append(record_step(flight.schedule, bucket, start_s, self.completed_s, self.replica))
         return self.scheduler.complete(flight.schedule, result, self.completed_s)
 
     def _give_up(self, schedule: Schedule, error: EngineError) -> None:

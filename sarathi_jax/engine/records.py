@@ -13,6 +13,7 @@ class StepRecord:
     start_s: when scheduling it began. end_s: when its tokens were on the host. With the overlapped loop, the next step starts before this one ends.
     num_decode_tokens, num_prefill_tokens: a recomputed token counts as prefill.
     bucket: the shape it was padded to.
+    replica: the engine that ran it, where there are several.
     """
 
     step: int
@@ -23,9 +24,10 @@ class StepRecord:
     num_rows: int
     bucket: StepShape
     num_preemptions: int
+    replica: int = 0
 
 
-def record_step(schedule: Schedule, bucket: StepShape, start_s: float, end_s: float) -> StepRecord:
+def record_step(schedule: Schedule, bucket: StepShape, start_s: float, end_s: float, replica: int = 0) -> StepRecord:
     """The record of a completed step."""
     rows = schedule.rows[: schedule.num_decode_rows]
     # A decode's one token is the last its request has: all else is read, not generated.
@@ -39,4 +41,5 @@ def record_step(schedule: Schedule, bucket: StepShape, start_s: float, end_s: fl
         len(schedule.rows),
         bucket,
         len(schedule.preempted_request_ids),
+        replica,
     )

@@ -46,6 +46,10 @@ class CompileLedger:
         if self._is_ready:
             logger.warning("compiled %s while serving: requests waited %.2f s", name, seconds)
 
+    def absorb(self, other: "CompileLedger") -> None:
+        """Take in the programs of another executor."""
+        self.entries += other.entries
+
     def mark_ready(self) -> None:
         """From here on nothing should compile."""
         self._is_ready = True

@@ -1,21 +1,32 @@
 """What runs on devices: an engine's programs over its parameters and the state between steps. Knows nothing of schedules: what comes in are packed arrays."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
-from numpy.typing import ArrayLike
 
 from sarathi_jax.execution.buckets import Bucket
 from sarathi_jax.execution.device_state import DeviceState
 from sarathi_jax.execution.programs import Programs
 
 
+class StepWords(Protocol):
+    """A step's words, as `step_output` reads them, on their way to the host; a `jax.Array` is one."""
+
+    def is_ready(self) -> bool:
+        """Whether they are there."""
+        ...
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Wait for the step. Raises: JaxRuntimeError if it failed."""
+        ...
+
+
 class Runner(Protocol):
     """Takes an executor's calls in order. What runs on the device is only dispatched: each call returns at once."""
 
-    def run_step(self, bucket: Bucket, packed: np.ndarray) -> ArrayLike:
+    def run_step(self, bucket: Bucket, packed: np.ndarray) -> StepWords:
         """Dispatch a step.
 
         Args:
@@ -50,7 +61,7 @@ class LocalRunner:
         self.state: DeviceState | None = programs.make_state()
         self._params = tuple(params)
 
-    def run_step(self, bucket: Bucket, packed: np.ndarray) -> ArrayLike:
+    def run_step(self, bucket: Bucket, packed: np.ndarray) -> StepWords:
         assert self.state is not None, "the runner is closed"
         self.state, out = self.programs.steps[bucket](self._params, self.state, packed)
         out.copy_to_host_async()

@@ -4,12 +4,11 @@ import logging
 
 import jax
 import numpy as np
-from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 from sarathi_jax.errors import EngineError
 from sarathi_jax.execution.buckets import Bucket, BucketTable, Variant, largest_first
-from sarathi_jax.execution.device_runner import Runner
+from sarathi_jax.execution.device_runner import Runner, StepWords
 from sarathi_jax.execution.device_state import pack_slot
 from sarathi_jax.execution.microbatches import Microbatch, MicrobatchWindow
 from sarathi_jax.execution.packing import Geometry, SlotTables, pack, pack_padding
@@ -49,7 +48,7 @@ class JaxExecutor:
         self._slots = SlotTables(geometry)
         self._window = MicrobatchWindow(num_stages, table, geometry)
         self._num_ticks = 0
-        self._outs: dict[int, tuple[Bucket, ArrayLike]] = {}  # by tick, of steps that nobody has read yet
+        self._outs: dict[int, tuple[Bucket, StepWords]] = {}  # by tick, of steps that nobody has read yet
         self._num_lost_states = 0
 
     def warm_up(self, *, progress: bool) -> None:
@@ -96,10 +95,18 @@ class JaxExecutor:
 
         Raises: JaxRuntimeError if it failed.
         """
-        while self._num_ticks <= tick:
-            self._tick(None)
+        self._run_up_to(tick)
         bucket, out = self._outs.pop(tick)
         return bucket, np.asarray(out)
+
+    def is_ready(self, tick: int) -> bool:
+        """Whether the words of a tick are there; runs the ticks that are missing."""
+        self._run_up_to(tick)
+        return self._outs[tick][1].is_ready()
+
+    def _run_up_to(self, tick: int) -> None:
+        while self._num_ticks <= tick:
+            self._tick(None)
 
     def is_lost(self, generation: int) -> bool:
         """Whether the state that a step ran on has been given up since."""
@@ -149,6 +156,11 @@ class JaxStepHandle:
         self._executor = executor
         self._schedule = schedule
         self._tick = tick
+
+    def is_ready(self) -> bool:
+        """Whether `result` would not have to wait."""
+        is_failed = self.error is not None or self._executor.is_lost(self.generation)
+        return is_failed or self._executor.is_ready(self._tick)
 
     def result(self) -> StepResult:
         """Wait for the step. Raises: EngineError if it failed, or one before it did and took its pages along; the KV cache is empty then."""

@@ -53,6 +53,9 @@ class FakeHandle:
     end_s: float
     outcome: StepResult | EngineError
 
+    def is_ready(self) -> bool:
+        return self.clock.now() >= self.end_s
+
     def result(self) -> StepResult:
         self.clock.advance(max(self.end_s - self.clock.now(), 0.0))
         if isinstance(self.outcome, EngineError):
