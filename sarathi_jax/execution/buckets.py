@@ -69,6 +69,11 @@ class BucketTable:
             for size in (_every_second(sizes) if variant is Variant.FULL else sizes)
         )
 
+    @property
+    def least_variant(self) -> Variant:
+        """The cheapest one that there is."""
+        return min(bucket.variant for bucket in self.buckets)
+
     def choose(self, num_tokens: int, num_rows: int, *, is_decode_only: bool, variant: Variant) -> Bucket:
         """The smallest bucket that holds a step. A decode-only step may not take a mixed one, nor the other way round."""
         for bucket in self.buckets:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sarathi_jax.execution.buckets import Bucket, BucketTable, Variant
+from sarathi_jax.execution.buckets import Bucket, BucketTable
 from sarathi_jax.execution.packing import Geometry, pack_padding, packed_fields
 
 
@@ -61,7 +61,7 @@ class MicrobatchWindow:
             max(bucket.num_tokens for bucket in buckets),
             max(bucket.num_rows for bucket in buckets),
             is_decode_only=all(bucket.is_decode_only for bucket in buckets),
-            variant=Variant.GREEDY if self.oldest is None else self.oldest.bucket.variant,
+            variant=self._table.least_variant if self.oldest is None else self.oldest.bucket.variant,
         )
 
 

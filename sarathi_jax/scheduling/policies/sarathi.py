@@ -67,7 +67,8 @@ class _Round:
         num_microbatches, budget = self._limits.num_microbatches, self._limits.token_budget
         if num_microbatches == 1:
             return budget
-        return min(-(-sum(not request.is_prefilling for request in self._view.running) // num_microbatches), budget)
+        num_decodes = sum(not each.is_prefilling and each.num_remaining_tokens > 0 for each in self._view.running)
+        return min(-(-num_decodes // num_microbatches), budget)
 
     def _found_page(self, running: Sequence[Request], index: int) -> bool:
         """Take a page for the decode at `index`, preempting from the youngest on. Returns: False if it had to go itself."""

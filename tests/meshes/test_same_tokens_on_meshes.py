@@ -1,0 +1,251 @@
+"""Same tokens on every mesh, for every family: what a dense forward on one device gives, by an engine that preempts and has a prefix cache."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from sarathi_jax.checkpoints.loader import load_params
+from sarathi_jax.checkpoints.model_config import read_model_config
+from sarathi_jax.clock import WallClock
+from sarathi_jax.config import EngineConfig
+from sarathi_jax.engine.engine import Engine
+from sarathi_jax.engine.replicas import EngineReplicas
+from sarathi_jax.execution.buckets import BucketTable, Variant
+from sarathi_jax.execution.build import compile_engine
+from sarathi_jax.generate import load_model
+from sarathi_jax.models import causal_lm_logits, param_sources
+from sarathi_jax.outputs import RequestOutput
+from sarathi_jax.sampling_params import SamplingParams
+from sarathi_jax.scheduling.scheduler import Scheduler
+from sarathi_jax.sharding.mesh import make_mesh, replica_meshes
+from sarathi_jax.sharding.model_state import abstract_model
+from sarathi_jax.sharding.rules import MEGATRON, REPLICATED, SEQUENCE, Rules
+
+VOCAB, MAX_LEN, NUM_NEW = 64, 64, 10
+# Two float32 programs differ by less than a tenth of this in these models.
+MIN_GAP = 1e-3
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 24,
+    "intermediate_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": MAX_LEN,
+    "eos_token_id": None,
+    "tie_word_embeddings": False,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {**SIZES},
+    "mistral": {**SIZES, "sliding_window": 9},
+    "qwen2": {**SIZES},
+    "qwen3": {**SIZES},
+    "falcon": {
+        **SIZES,
+        "num_kv_heads": 2,
+        "new_decoder_architecture": True,
+        "ffn_hidden_size": 32,
+        "head_dim": None,
+        "hidden_size": 64,
+        "alibi": False,
+    },
+}
+ENGINE = EngineConfig(token_budget=16, max_num_seqs=4, max_model_len=MAX_LEN, page_size=4, num_pages=60)
+
+
+def draw_prompts() -> list[list[int]]:
+    """Of 1 to 50 tokens; the last two begin alike."""
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, VOCAB, length).tolist() for length in (1, 7, 50, 19, 24, 12)]
+    return [*prompts[:-2], prompts[2][:21] + prompts[-2], prompts[2][:21] + prompts[-1]]
+
+
+PROMPTS = draw_prompts()
+
+
+@dataclass(frozen=True)
+class FamilyModel:
+    """A folder, and what a dense forward on one device continues each prompt with."""
+
+    folder: Path
+    tokens: list[list[int]]
+
+
+@pytest.fixture(scope="session")
+def make_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], FamilyModel]:
+    """Family -> its tiny model, made once."""
+    made: dict[str, FamilyModel] = {}
+
+    def make(family: str) -> FamilyModel:
+        if family not in made:
+            made[family] = _write_model(tmp_path_factory.mktemp(family), family)
+        return made[family]
+
+    return make
+
+
+def _write_model(folder: Path, family: str) -> FamilyModel:
+    (folder / "config.json").write_text(json.dumps({"model_type": family, **FAMILIES[family]}))
+    config = read_model_config(folder)
+    specs = {spec.name: spec for source in param_sources(config).values() for spec in source.tensors}
+    rng, ones = np.random.default_rng(1), float(config.norm != "rms_plus_one")
+    weights = {
+        name: rng.normal(ones if "norm" in name or "ln_" in name else 0.0, 0.3, spec.shape).astype(np.float32)
+        for name, spec in specs.items()
+    }
+    save_file(weights, folder / "model.safetensors")
+    return FamilyModel(folder, _dense_tokens(folder))
+
+
+def _dense_tokens(folder: Path) -> list[list[int]]:
+    model = load_model(str(folder))
+    forward = jax.jit(causal_lm_logits)
+    tokens: list[list[int]] = []
+    for prompt in PROMPTS:
+        known = list(prompt)
+        for _ in range(NUM_NEW):
+            padded = np.zeros(MAX_LEN, np.int32)
+            padded[: len(known)] = known
+            logits = np.asarray(forward(model, jnp.asarray(padded)))[len(known) - 1]
+            second, best = np.sort(logits)[-2:]
+            assert best - second > MIN_GAP, "weights whose best tokens are clear"
+            known.append(int(logits.argmax()))
+        tokens.append(known[len(prompt) :])
+    return tokens
+
+
+@dataclass(frozen=True)
+class MeshRun:
+    """What an engine on a mesh gave: tokens of each prompt, and how it went."""
+
+    outputs: list[RequestOutput]
+    num_replicas_used: int
+    max_in_flight: int
+
+    @property
+    def tokens(self) -> list[list[int]]:
+        return [output.outputs[0].token_ids for output in self.outputs]
+
+    @property
+    def num_preemptions(self) -> int:
+        return sum(output.metrics.num_preemptions for output in self.outputs)
+
+    @property
+    def num_prefix_hit_tokens(self) -> int:
+        return sum(output.metrics.num_prefix_hit_tokens for output in self.outputs)
+
+
+def run_on_mesh(
+    folder: Path,
+    mesh: dict[str, int],
+    rules: Rules = MEGATRON,
+    *,
+    variants: Sequence[Variant] = (Variant.GREEDY,),
+    **options: Any,
+) -> MeshRun:
+    """All prompts twice, on an engine with preemptions and a prefix cache."""
+    meshes = replica_meshes(make_mesh(mesh))
+    engines = [_make_engine(folder, each, rules, variants, place) for place, each in enumerate(meshes)]
+    engine = engines[0] if len(engines) == 1 else EngineReplicas(engines)
+    params = SamplingParams(max_tokens=NUM_NEW, temperature=0.0, ignore_eos=True, **options)
+    request_ids = [engine.add_request(prompt, params) for prompt in PROMPTS * 2]
+    outputs: dict[str, RequestOutput] = {}
+    max_in_flight = 0
+    while engine.has_unfinished:
+        outputs |= {event.request_id: event.output for event in engine.step() if event.output is not None}
+        max_in_flight = max(max_in_flight, *(each.scheduler.num_in_flight for each in engines))
+    for each in engines:
+        each.scheduler.check_integrity()
+    replicas = {record.replica for record in engine.records}
+    engine.close()
+    return MeshRun([outputs[request_id] for request_id in request_ids], len(replicas), max_in_flight)
+
+
+def _make_engine(
+    folder: Path, mesh: jax.sharding.Mesh, rules: Rules, variants: Sequence[Variant], replica: int
+) -> Engine:
+    config = read_model_config(folder)
+    state = abstract_model(config, jnp.dtype("float32"), mesh, rules)
+    table = BucketTable(ENGINE.token_budget, ENGINE.max_num_seqs, variants=tuple(variants), is_sparse=True)
+    programs = compile_engine(state, ENGINE, table, progress=False)
+    params = state.flat(load_params(folder, config, state.parameters, state.layout))
+    scheduler = Scheduler(
+        "sarathi",
+        num_pages=programs.geometry.num_pages,
+        page_size=ENGINE.page_size,
+        token_budget=ENGINE.token_budget,
+        max_num_seqs=ENGINE.max_num_seqs,
+        max_model_len=MAX_LEN,
+        vocab_size=VOCAB,
+        preempt_every_steps=7,
+        num_microbatches=state.num_stages,
+    )
+    executor = programs.executor(params)
+    return Engine(scheduler, executor, WallClock(), is_overlapped=True, tokenizer=None, replica=replica)
+
+
+MESHES: dict[str, dict[str, int]] = {
+    "tensor 2": {"tensor": 2},
+    "tensor 4": {"tensor": 4},
+    "tensor 8": {"tensor": 8},
+    "stage 2": {"stage": 2},
+    "stage 4": {"stage": 4},
+    "stage 2 x tensor 4": {"stage": 2, "tensor": 4},
+    "data 2 x tensor 4": {"data": 2, "tensor": 4},
+}
+# Each cut once; the others of a family differ from them in nothing that is the family's.
+ALWAYS = ("tensor 8", "stage 4", "stage 2 x tensor 4")
+CASES = [
+    pytest.param(
+        family, name, marks=[] if family == "llama" or name in ALWAYS else [pytest.mark.nightly], id=f"{family} {name}"
+    )
+    for family in FAMILIES
+    for name in MESHES
+]
+
+
+@pytest.mark.parametrize(("family", "name"), CASES)
+def test_tokens_are_those_of_one_device(family: str, name: str, make_family: Callable[[str], FamilyModel]) -> None:
+    model, mesh = make_family(family), MESHES[name]
+    run = run_on_mesh(model.folder, mesh)
+    assert run.tokens == model.tokens * 2
+    assert run.num_preemptions > 0
+    assert run.num_prefix_hit_tokens > 0
+    assert run.num_replicas_used == mesh.get("data", 1)
+    assert run.max_in_flight >= mesh.get("stage", 1)
+
+
+@pytest.mark.parametrize("rules", [REPLICATED, SEQUENCE], ids=["replicated", "sequence"])
+@pytest.mark.parametrize("mesh", [{"tensor": 4}, {"stage": 2, "tensor": 2}], ids=["tensor 4", "stage 2 x tensor 2"])
+def test_other_rules_give_the_same_tokens(
+    rules: Any, mesh: dict[str, int], make_family: Callable[[str], FamilyModel]
+) -> None:
+    model = make_family("llama")
+    assert run_on_mesh(model.folder, mesh, rules).tokens == model.tokens * 2
+
+
+def test_penalties_and_logprobs_go_through_a_pipeline(make_family: Callable[[str], FamilyModel]) -> None:
+    """Their state is in batch slots, which a request keeps until its step has left the last stage, preempted or not."""
+    model = make_family("llama")
+    options: dict[str, Any] = {
+        "variants": (Variant.FULL,),
+        "repetition_penalty": 1.3,
+        "logprobs": 1,
+        "prompt_logprobs": 0,
+    }
+    plain, piped = run_on_mesh(model.folder, {}, **options), run_on_mesh(model.folder, {"stage": 4}, **options)
+    assert piped.tokens == plain.tokens != model.tokens * 2
+    assert piped.num_preemptions > 0
+    for one, other in zip(plain.outputs, piped.outputs, strict=True):
+        assert [each and each.logprob for each in other.prompt_logprobs or []] == pytest.approx(
+            [each and each.logprob for each in one.prompt_logprobs or []], abs=1e-4
+        )
