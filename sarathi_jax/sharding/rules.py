@@ -76,8 +76,8 @@ def check_rules(rules: Rules) -> Rules:
         if axis not in MEGATRON:
             raise ConfigError(f"A logical axis must be one of {', '.join(MEGATRON)}, got {axis!r}: correct its name.")
         names = [value] if isinstance(value, str) else value
-        is_list = names is None or (isinstance(names, Sequence) and len(set(names)) == len(names))
-        if not is_list or not set(names or ()) <= set(CUTTING_AXES):
+        is_list = names is None or (isinstance(names, Sequence) and all(isinstance(name, str) for name in names))
+        if not is_list or len(set(names or ())) < len(names or ()) or not set(names or ()) <= set(CUTTING_AXES):
             raise ConfigError(
                 f"{axis} must be cut over {' or '.join(CUTTING_AXES)}, over both, or not at all, got {value!r}: write"
                 f' {axis} = ["tensor"].'

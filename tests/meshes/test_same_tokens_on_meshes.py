@@ -18,8 +18,9 @@ from sarathi_jax.clock import WallClock
 from sarathi_jax.config import EngineConfig
 from sarathi_jax.engine.engine import Engine
 from sarathi_jax.engine.replicas import EngineReplicas
-from sarathi_jax.execution.buckets import BucketTable, Variant
+from sarathi_jax.execution.buckets import Bucket, BucketTable, Variant
 from sarathi_jax.execution.build import compile_engine
+from sarathi_jax.execution.device_runner import Runner, StepWords
 from sarathi_jax.generate import load_model
 from sarathi_jax.models import causal_lm_logits, param_sources
 from sarathi_jax.outputs import RequestOutput
@@ -123,6 +124,30 @@ def _dense_tokens(folder: Path) -> list[list[int]]:
     return tokens
 
 
+class FailingRunner:
+    """A runner whose steps of these numbers fail, and take the state along."""
+
+    def __init__(self, runner: Runner, failing: set[int]) -> None:
+        self.runner = runner
+        self.failing = failing
+        self.num_steps = 0
+
+    def run_step(self, bucket: Bucket, packed: np.ndarray) -> StepWords:
+        self.num_steps += 1
+        if self.num_steps in self.failing:
+            raise jax.errors.JaxRuntimeError("INTERNAL: a fault")
+        return self.runner.run_step(bucket, packed)
+
+    def set_slot(self, packed: np.ndarray) -> None:
+        self.runner.set_slot(packed)
+
+    def reset(self) -> None:
+        self.runner.reset()
+
+    def close(self) -> None:
+        self.runner.close()
+
+
 @dataclass(frozen=True)
 class MeshRun:
     """What an engine on a mesh gave: tokens of each prompt, and how it went."""
@@ -150,11 +175,16 @@ def run_on_mesh(
     rules: Rules = MEGATRON,
     *,
     variants: Sequence[Variant] = (Variant.GREEDY,),
+    failing: set[int] | None = None,
     **options: Any,
 ) -> MeshRun:
-    """All prompts twice, on an engine with preemptions and a prefix cache."""
+    """All prompts twice, on an engine with preemptions and a prefix cache. failing: numbers of steps that fail."""
     meshes = replica_meshes(make_mesh(mesh))
     engines = [_make_engine(folder, each, rules, variants, place) for place, each in enumerate(meshes)]
+    for each in engines:
+        if failing:
+            executor: Any = each.loop.executor
+            executor.runner = FailingRunner(executor.runner, failing)
     engine = engines[0] if len(engines) == 1 else EngineReplicas(engines)
     params = SamplingParams(max_tokens=NUM_NEW, temperature=0.0, ignore_eos=True, **options)
     request_ids = [engine.add_request(prompt, params) for prompt in PROMPTS * 2]
@@ -249,3 +279,9 @@ def test_penalties_and_logprobs_go_through_a_pipeline(make_family: Callable[[str
         assert [each and each.logprob for each in other.prompt_logprobs or []] == pytest.approx(
             [each and each.logprob for each in one.prompt_logprobs or []], abs=1e-4
         )
+
+
+def test_a_pipeline_that_loses_its_pages_starts_over(make_family: Callable[[str], FamilyModel]) -> None:
+    """Whatever is on its way through the stages is lost with them, and nothing that was sampled is."""
+    model = make_family("llama")
+    assert run_on_mesh(model.folder, {"stage": 2}, failing={3, 9, 10, 23}).tokens == model.tokens * 2

@@ -1,14 +1,16 @@
 """Rules from logical to mesh axes, their refusals, and meshes."""
 
+from pathlib import Path
+
 import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
 from sarathi_jax.errors import ConfigError
 from sarathi_jax.models import ModelConfig
-from sarathi_jax.sharding.mesh import make_mesh
+from sarathi_jax.sharding.mesh import make_mesh, replica_meshes
 from sarathi_jax.sharding.model_state import abstract_model
-from sarathi_jax.sharding.rules import MEGATRON, Rules, named_sharding
+from sarathi_jax.sharding.rules import MEGATRON, Rules, find_rules, named_sharding
 
 CONFIG = ModelConfig(
     family="llama",
@@ -93,3 +95,64 @@ def test_a_mesh_has_a_tensor_axis_whatever_is_asked_for():
 def test_too_large_a_mesh_is_refused():
     with pytest.raises(ConfigError, match=r"mesh tensor=9 needs 9 devices, got 8 \(cpu\): make the mesh smaller"):
         make_mesh({"tensor": 9})
+
+
+def test_several_mesh_axes_cut_one_dimension() -> None:
+    mesh = make_mesh({"expert": 2, "tensor": 4})
+    assert named_sharding("w", (16, 8), ("mlp", "embed"), mesh, MEGATRON).spec == P(("expert", "tensor"), None)
+    with pytest.raises(ConfigError, match="w: mlp=12 must be a multiple of the mesh's expert=2 x tensor=4"):
+        named_sharding("w", (12, 8), ("mlp", "embed"), mesh, MEGATRON)
+    with pytest.raises(ConfigError, match="w: a mesh axis can cut one dimension only, got 'tensor' twice"):
+        named_sharding("w", (8, 8), ("mlp", "expert_mlp"), mesh, MEGATRON)
+
+
+def test_the_axes_of_a_mesh_come_in_their_order() -> None:
+    mesh = make_mesh({"tensor": 2, "stage": 2, "data": 2})
+    assert dict(mesh.shape) == {"data": 2, "stage": 2, "tensor": 2}
+    first, second = replica_meshes(mesh)
+    assert dict(first.shape) == {"stage": 2, "tensor": 2}
+    assert [device.id for device in second.devices.flat] == [4, 5, 6, 7]
+
+
+def test_rules_are_found_by_name_or_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('mlp = "tensor"\nkv_heads = ["expert"]\nvocab = []\n')
+    rules = find_rules(str(path))
+    assert (rules["mlp"], rules["kv_heads"], rules["vocab"], rules["heads"]) == (
+        "tensor",
+        ["expert"],
+        [],
+        MEGATRON["heads"],
+    )
+    assert find_rules("megatron") is MEGATRON
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("mpl = []", "A logical axis must be one of vocab, embed, .*, got 'mpl': correct its name"),
+        ('mlp = "stage"', "mlp must be cut over expert or tensor, over both, or not at all, got 'stage'"),
+        ('mlp = ["tensor", "tensor"]', r"mlp must be cut over .*, got \['tensor', 'tensor'\]"),
+        ("mlp = 3", "mlp must be cut over .*, got 3"),
+        ("mlp = [[]]", r"mlp must be cut over .*, got \[\[\]\]"),
+        ("mlp = [3]", r"mlp must be cut over .*, got \[3\]"),
+        ("mlp = ", r"rules must be a TOML file, got .*mine.toml \("),
+    ],
+)
+def test_wrong_rules_are_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        find_rules(str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("megatrom", "rules must be one of megatron, replicated, sequence, or a .toml file, got 'megatrom'"),
+        ("none/mine.toml", "rules must be a TOML file, got none/mine.toml"),
+    ],
+)
+def test_rules_that_are_not_there_are_named(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        find_rules(name)
