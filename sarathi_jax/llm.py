@@ -16,7 +16,7 @@ from sarathi_jax.checkpoints.model_source import ModelSource, find_model
 from sarathi_jax.clock import WallClock
 from sarathi_jax.config import EngineConfig
 from sarathi_jax.engine.engine import Engine, Prompt
-from sarathi_jax.engine.replicas import EngineReplicas
+from sarathi_jax.engine.replicas import AnyEngine, EngineReplicas
 from sarathi_jax.errors import ConfigError, EngineError, ModelNotFoundError, RequestError
 from sarathi_jax.execution.build import EnginePrograms, build_engine, choose_dtype
 from sarathi_jax.execution.compile_ledger import CompileLedger
@@ -62,8 +62,12 @@ class LLM:
         for programs, _ in built[1:]:
             self.compile_ledger.absorb(programs.ledger)
         self.memory_plan = built[0][0].plan
-        engines = [_make_engine(*each, self.config, policy, self.tokenizer, place) for place, each in enumerate(built)]
-        self.engine = engines[0] if len(engines) == 1 else EngineReplicas(engines, seed=self.config.seed)
+        self.engines = [
+            _make_engine(*each, self.config, policy, self.tokenizer, place) for place, each in enumerate(built)
+        ]
+        self.engine: AnyEngine = (
+            self.engines[0] if len(self.engines) == 1 else EngineReplicas(self.engines, seed=self.config.seed)
+        )
         self._outputs: dict[str, RequestOutput] = {}
         self._events: dict[str, list[StreamEvent]] = {}
         # Also when the process ends, or nobody holds this object any more.
@@ -205,7 +209,7 @@ def _engine_config(model: str, options: Mapping[str, Any]) -> EngineConfig:
     return EngineConfig(model=model, **options)
 
 
-def _close(engine: Engine | EngineReplicas, template: ChatTemplate | None) -> None:
+def _close(engine: AnyEngine, template: ChatTemplate | None) -> None:
     engine.close()
     if template is not None:
         template.close()

@@ -72,7 +72,7 @@ def shared(folder: Path) -> LLM:
 def llm(shared: LLM) -> Any:
     """The one LLM; whatever a test does with it, nothing may be left of it."""
     yield shared
-    scheduler = shared.engine.scheduler
+    scheduler = shared.engines[0].scheduler
     while shared.engine.has_unfinished:
         assert not scheduler.has_unfinished, "a request was left behind"
         shared.engine.step()
@@ -80,7 +80,7 @@ def llm(shared: LLM) -> Any:
     assert scheduler.num_free_pages == scheduler.limits.num_pages
     assert not shared._outputs
     assert not shared._events
-    assert not shared.engine._entries
+    assert not shared.engines[0]._entries
     assert shared.compile_ledger.num_after_ready == 0
 
 
@@ -142,7 +142,7 @@ def test_a_stream_that_is_left_early_is_aborted(llm: LLM, num_read: int, n: int)
         next(stream)
     assert llm.engine.has_unfinished
     stream.close()
-    assert not llm.engine.scheduler.has_unfinished
+    assert not llm.engines[0].scheduler.has_unfinished
 
 
 def test_streams_and_batches_may_be_mixed(llm: LLM):
@@ -359,4 +359,4 @@ def test_closing_ends_everything(folder: Path):
     llm.close()
     with pytest.raises(EngineError, match="which was aborted: start it again"):
         list(stream)
-    assert llm.engine.scheduler.num_free_pages == llm.engine.scheduler.limits.num_pages
+    assert llm.engines[0].scheduler.num_free_pages == llm.engines[0].scheduler.limits.num_pages

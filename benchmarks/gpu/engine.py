@@ -73,7 +73,7 @@ class EngineBench:
         started_s = time.perf_counter()
         self.llm = LLM(order.model, load_format="dummy", progress=False, **self.plan.options)
         self.start_s = time.perf_counter() - started_s
-        self.engine = self.llm.engine
+        self.engine = self.llm.engines[0]
         self.recorder = Recorder(self.engine.loop.executor)
         self.engine.loop.executor = self.recorder
         warm_up(self.engine)

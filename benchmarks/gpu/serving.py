@@ -13,9 +13,9 @@ from benchmarks.gpu.order import Row
 from sarathi_jax.cli.bench_throughput import summarize
 from sarathi_jax.cli.load import run_load
 from sarathi_jax.cli.workload import RequestShape, Synthetic, random_prompts, with_poisson_arrivals
-from sarathi_jax.engine.engine import Engine
 from sarathi_jax.engine.executor import Executor, StepHandle
 from sarathi_jax.engine.records import StepRecord
+from sarathi_jax.engine.replicas import AnyEngine
 from sarathi_jax.outputs import RequestOutput
 from sarathi_jax.scheduling.schedule import Schedule
 
@@ -57,14 +57,14 @@ class Recorder:
         self.executor.close()
 
 
-def send(engine: Engine, load: Load, vocab_size: int, requests_per_s: float | None = None) -> list[RequestOutput]:
+def send(engine: AnyEngine, load: Load, vocab_size: int, requests_per_s: float | None = None) -> list[RequestOutput]:
     """Run a load to its end."""
     shapes = load.shapes(requests_per_s)
     prompts = random_prompts([shape.num_prompt_tokens for shape in shapes], vocab_size, load.seed)
     return run_load(engine, shapes, prompts)
 
 
-def warm_up(engine: Engine) -> None:
+def warm_up(engine: AnyEngine) -> None:
     """The first steps of a process are slower than the rest."""
     run_load(engine, [RequestShape(0.0, 1, 2)], [[0]])
 

@@ -9,12 +9,14 @@ from collections import deque
 from collections.abc import Sequence
 
 from sarathi_jax.cli.workload import RequestShape
-from sarathi_jax.engine.engine import Engine
+from sarathi_jax.engine.replicas import AnyEngine
 from sarathi_jax.outputs import RequestOutput
 from sarathi_jax.sampling_params import SamplingParams
 
 
-def run_load(engine: Engine, shapes: Sequence[RequestShape], prompts: Sequence[Sequence[int]]) -> list[RequestOutput]:
+def run_load(
+    engine: AnyEngine, shapes: Sequence[RequestShape], prompts: Sequence[Sequence[int]]
+) -> list[RequestOutput]:
     """Outputs of all requests, in the order they ended; the engine's step records are of this run alone.
 
     Args:

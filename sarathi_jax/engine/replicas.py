@@ -88,3 +88,6 @@ class EngineReplicas:
         """As `Engine.close`, of each."""
         for engine in self.engines:
             engine.close()
+
+
+type AnyEngine = Engine | EngineReplicas
