@@ -1,0 +1,86 @@
+"""Where the stages of a pipeline are idle, and why: the bubbles of Sarathi-Serve (arXiv 2403.02310, section 3.3), told apart.
+
+In a tick every stage runs one microbatch, and the tick is as long as the longest of them. A stage that has less to do waits for the rest of it:
+
+    PB1   it and the longest both have prefill tokens, and not as many
+    PB2   one of them has prefill tokens, and the other has only decodes
+    PB3   decodes attend to contexts that differ, or are not as many
+    empty the stage has no microbatch at all
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from sarathi_jax.simulation.cost_model import StageCost
+from sarathi_jax.simulation.step_work import StepWork
+
+Price = Callable[[StepWork], StageCost]
+
+
+@dataclass(frozen=True, slots=True)
+class Bubbles:
+    """Seconds, summed over stages and ticks. busy_s: of stages that work; the others: idle, by their reason."""
+
+    busy_s: float = 0.0
+    prefill_size_s: float = 0.0
+    prefill_decode_s: float = 0.0
+    decode_context_s: float = 0.0
+    empty_s: float = 0.0
+
+    @property
+    def idle_s(self) -> float:
+        return self.prefill_size_s + self.prefill_decode_s + self.decode_context_s + self.empty_s
+
+    @property
+    def idle_share(self) -> float:
+        """Of all stages' time, from 0 to 1."""
+        total = self.busy_s + self.idle_s
+        return self.idle_s / total if total else 0.0
+
+    def __add__(self, other: "Bubbles") -> "Bubbles":
+        return Bubbles(
+            self.busy_s + other.busy_s,
+            self.prefill_size_s + other.prefill_size_s,
+            self.prefill_decode_s + other.prefill_decode_s,
+            self.decode_context_s + other.decode_context_s,
+            self.empty_s + other.empty_s,
+        )
+
+
+def pipeline_bubbles(steps: Sequence[StepWork | None], num_stages: int, price: Price) -> Bubbles:
+    """The bubbles of microbatches that enter a pipeline one a tick, from the first one's entry until the last one has left.
+
+    Args:
+      steps: in their order; None: a tick at which nothing entered.
+      price: what a stage takes for a step; all stages are alike.
+    """
+    waiting: list[StepWork | None] = [None] * (num_stages - 1)
+    line = [*waiting, *steps, *waiting]
+    total = Bubbles()
+    for tick in range(len(line) - num_stages + 1):
+        total += tick_bubbles(line[tick : tick + num_stages], price)
+    return total
+
+
+def tick_bubbles(steps: Iterable[StepWork | None], price: Price) -> Bubbles:
+    """The bubbles of one tick. steps: what each stage runs."""
+    costs = [(step, None if step is None else price(step)) for step in steps]
+    busy = [(step, cost) for step, cost in costs if step is not None and cost is not None]
+    if not busy:
+        return Bubbles()
+    longest, longest_cost = max(busy, key=lambda each: each[1].seconds)
+    total = Bubbles(empty_s=(len(costs) - len(busy)) * longest_cost.seconds)
+    for step, cost in busy:
+        total += Bubbles(busy_s=cost.seconds) + _idle(step, cost, longest, longest_cost)
+    return total
+
+
+def _idle(step: StepWork, cost: StageCost, longest: StepWork, longest_cost: StageCost) -> Bubbles:
+    idle_s = longest_cost.seconds - cost.seconds
+    if bool(step.chunks) != bool(longest.chunks):
+        return Bubbles(prefill_decode_s=idle_s)
+    if not step.chunks:
+        return Bubbles(decode_context_s=idle_s)
+    # Both have prefills: what decodes' attention does not explain is the prefills'. Where one of the two is shorter, the other explains it all.
+    context_s = min(max(longest_cost.attention_decode_s - cost.attention_decode_s, 0.0), idle_s)
+    return Bubbles(prefill_size_s=idle_s - context_s, decode_context_s=context_s)
