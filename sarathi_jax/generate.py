@@ -14,7 +14,7 @@ from sarathi_jax.checkpoints.model_source import find_model
 from sarathi_jax.clock import WallClock
 from sarathi_jax.config import EngineConfig
 from sarathi_jax.engine.engine import Engine
-from sarathi_jax.errors import RequestError
+from sarathi_jax.errors import ConfigError, RequestError
 from sarathi_jax.execution.buckets import BucketTable, Variant
 from sarathi_jax.execution.build import EnginePrograms, choose_dtype, compile_engine
 from sarathi_jax.execution.executor import variant_of
@@ -22,7 +22,7 @@ from sarathi_jax.models import CausalLM
 from sarathi_jax.outputs import CompletionOutput
 from sarathi_jax.sampling_params import SamplingParams
 from sarathi_jax.scheduling.scheduler import Scheduler
-from sarathi_jax.sharding.mesh import make_mesh
+from sarathi_jax.sharding.mesh import axis_size, make_mesh
 from sarathi_jax.sharding.model_state import ModelState, abstract_model, split_model
 from sarathi_jax.sharding.rules import MEGATRON, Rules
 
@@ -59,15 +59,15 @@ def load_model(
 
     Args:
       model: "demo", a folder in Hugging Face format, or a hub id.
-      mesh: with an axis `tensor`; None is one device.
-      rules: logical axis -> mesh axis.
+      mesh: with axes `tensor` and `expert`; None is one device.
+      rules: logical axis -> mesh axis, several, or None.
       dtype: as EngineConfig's.
     Raises: ConfigError, ModelError.
     """
     source = find_model(model)
     assert source.folder is not None, "a built-in shape is refused where weights are to be read"
     config = source.config
-    mesh = make_mesh({}) if mesh is None else mesh
+    mesh = _check_axes(mesh, "A model that is held whole", ("data", "stage"))
     state = abstract_model(config, choose_dtype(dtype, config, mesh), mesh, rules)
     return state.merge(
         state.flat(load_params(source.folder, config, state.parameters, state.layout, progress=progress))
@@ -99,8 +99,8 @@ def generate(
       temperature, top_k, top_p: as SamplingParams'.
       key: a jax random key, needed if temperature is above 0; each row's draws depend on the key and the row's number only.
       eos_token_ids: what ends a row; None: the model's; (): nothing.
-      mesh, rules: where the model's parameters are to be; None is one device.
-    Raises: RequestError if a prompt or an option is wrong.
+      mesh, rules: where the model's parameters are to be; None is one device. With an axis `stage`, layers are laid out over a pipeline.
+    Raises: RequestError if a prompt or an option is wrong; ConfigError if the mesh or the rules don't fit the model.
     """
     rows = _rows(prompts, prompt_lengths)
     params = [
@@ -114,7 +114,7 @@ def generate(
         )
         for seed in _seeds(key, len(rows), is_needed=temperature > 0)
     ]
-    state, leaves = split_model(model, make_mesh({}) if mesh is None else mesh, rules)
+    state, leaves = split_model(model, _check_axes(mesh, "generate", ("data",)), rules)
     programs = _programs(state, rows, params[0] if params else SamplingParams(), max_new_tokens)
     engine = _engine(programs, leaves, model.config.eos_token_ids if eos_token_ids is None else tuple(eos_token_ids))
     request_ids = [engine.add_request(row, each) for row, each in zip(rows, params, strict=True)]
@@ -123,6 +123,16 @@ def generate(
         done |= {event.request_id: event.output.outputs[0] for event in engine.step() if event.output is not None}
     engine.close()
     return _result([done[request_id] for request_id in request_ids], max_new_tokens, pad_id, has_logprobs)
+
+
+def _check_axes(mesh: jax.sharding.Mesh | None, what: str, refused: tuple[str, ...]) -> jax.sharding.Mesh:
+    if mesh is None:
+        return make_mesh({})
+    if found := [axis for axis in refused if axis_size(mesh, axis) > 1]:
+        raise ConfigError(
+            f"{what} takes a mesh without {' and '.join(refused)}, got {dict(mesh.shape)}: leave out {found[0]}, or use LLM."
+        )
+    return mesh
 
 
 def _rows(prompts: Any, prompt_lengths: Any) -> list[list[int]]:
@@ -186,6 +196,7 @@ class _Key:
             and (self.config, self.variant, self.state.graph) == (other.config, other.variant, other.state.graph)
             and self.state.treedef == other.state.treedef
             and self.state.parameters == other.state.parameters
+            and self.state.rules == other.state.rules
         )
 
 
@@ -205,6 +216,7 @@ def _engine(programs: EnginePrograms, leaves: tuple[jax.Array, ...], eos_token_i
         max_num_seqs=geometry.max_num_seqs,
         max_model_len=geometry.max_model_len,
         vocab_size=geometry.vocab_size,
+        num_microbatches=programs.model_state.num_stages,
     )
     executor = programs.executor(leaves)
     return Engine(scheduler, executor, WallClock(), is_overlapped=True, tokenizer=None, eos_token_ids=eos_token_ids)

@@ -12,16 +12,16 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from sarathi_jax import generate, load_model
-from sarathi_jax.errors import RequestError
+from sarathi_jax.errors import ConfigError, RequestError
 from sarathi_jax.models import CausalLM, ModelConfig, causal_lm_logits, create_model, param_sources
 from sarathi_jax.sharding.mesh import make_mesh
 
 CONFIG = ModelConfig(
     family="llama",
-    vocab_size=38,
+    vocab_size=40,
     hidden_size=16,
     intermediate_size=24,
-    num_layers=1,
+    num_layers=2,
     num_heads=4,
     num_kv_heads=2,
     head_dim=8,
@@ -147,7 +147,7 @@ WRONG: list[tuple[Any, dict[str, Any], str]] = [
     (np.ones((2, 3), int), {"prompt_lengths": [0, 1]}, r"prompt_lengths must give one length from 1"),
     ([[3]], {"temperature": -1.0}, "temperature must be between"),
     ([[3]], {"max_new_tokens": 0}, "max_tokens must be between 1"),
-    ([[3], [38], [1]], {"max_new_tokens": 10}, "between 0 and 37 .* got 38 at position 0"),
+    ([[3], [40], [1]], {"max_new_tokens": 10}, "between 0 and 39 .* got 40 at position 0"),
     ([[3], [], [1]], {"max_new_tokens": 10}, "must hold at least one token|whole numbers"),
 ]
 
@@ -184,3 +184,19 @@ def test_a_model_on_two_devices_gives_the_tokens_of_one(folder: Path):
     assert len(kernel.sharding.device_set) == 2
     result = generate(shared, PROMPTS, 10, mesh=mesh, eos_token_ids=())
     check_greedy(alone, result)
+
+
+@pytest.mark.parametrize("mesh", [{"tensor": 4}, {"stage": 2}, {"stage": 2, "tensor": 4}], ids=str)
+def test_a_model_that_is_held_whole_is_laid_out_for_a_mesh(folder: Path, mesh: dict[str, int]):
+    """More devices than KV heads, and layers on stages: the model itself stays as it is."""
+    model = load_model(str(folder))
+    check_greedy(model, generate(model, PROMPTS, 10, mesh=make_mesh(mesh), eos_token_ids=()))
+
+
+def test_axes_that_are_not_for_a_model_in_hand_are_refused(folder: Path):
+    with pytest.raises(
+        ConfigError, match=r"held whole takes a mesh without data and stage, got \{'stage': 2, 'tensor': 1\}"
+    ):
+        load_model(str(folder), mesh=make_mesh({"stage": 2}))
+    with pytest.raises(ConfigError, match=r"generate takes a mesh without data, got .*: leave out data, or use LLM"):
+        generate(load_model(str(folder)), PROMPTS, 2, mesh=make_mesh({"data": 2}))
