@@ -5,7 +5,7 @@
     |-- RequestError         one request's input is wrong; the engine goes on          (also a ValueError)
     |-- ModelError           a model folder or checkpoint is wrong
     |   `-- ModelNotFoundError   it is not there                                       (also a FileNotFoundError)
-    |-- CapacityError        what was asked for does not fit the memory there is
+    |-- CapacityError        what was asked for does not fit the memory, or the disk, there is
     `-- EngineError          a step failed, or an invariant of the engine does not hold
 
 An `AssertionError` is always a fault of this package, never of its user.
@@ -37,7 +37,7 @@ class ModelNotFoundError(ModelError, FileNotFoundError):
 
 
 class CapacityError(SarathiError):
-    """Weights, temporary buffers and KV pages together exceed the memory there is."""
+    """Weights, temporary buffers and KV pages together exceed the memory there is, or weights the disk."""
 
 
 class EngineError(SarathiError):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tokenizers import decoders, pre_tokenizers
 from tokenizers import models as tokenizer_models
 
 from sarathi_jax import LLM, SamplingParams, load_model
+from sarathi_jax.checkpoints.convert import convert
 from sarathi_jax.checkpoints.model_config import read_model_config
 from sarathi_jax.errors import CapacityError, ConfigError, EngineError, ModelError, ModelNotFoundError, RequestError
 from sarathi_jax.models import causal_lm_logits, param_sources
@@ -99,6 +101,14 @@ def test_tokens_are_those_of_the_dense_forward(llm: LLM, folder: Path):
         logits = np.asarray(dense_logits(model, jnp.array([*prompt, *tokens] + [0] * (32 - known), jnp.int32)))
         assert logits[len(prompt) - 1 : known - 1].argmax(-1).tolist() == tokens
         assert output.prompt_token_ids == prompt
+
+
+def test_a_converted_folder_is_the_same_model_with_its_tokenizer_and_template(llm: LLM, folder: Path, tmp_path: Path):
+    messages = [{"role": "user", "content": "the cat"}]
+    with closing(LLM(str(convert(folder, tmp_path / "converted").folder), **SMALL)) as converted:
+        ours, theirs = (each.chat(messages, greedy()) for each in (llm, converted))
+    assert ours.prompt_token_ids == theirs.prompt_token_ids
+    assert (ours.outputs[0].text, ours.outputs[0].token_ids) == (theirs.outputs[0].text, theirs.outputs[0].token_ids)
 
 
 def test_a_text_and_its_tokens_give_the_same(llm: LLM):

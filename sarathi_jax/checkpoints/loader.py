@@ -1,7 +1,7 @@
 """Weights onto devices: from a model folder, block by block, each device's shard read alone; or made up at random.
 
 A file is only mapped: what passes through the host's memory at a time is a parameter for each of a few readers. Which
-tensors make which parameter is `sarathi_jax.models`' knowledge."""
+tensors make which parameter is `sarathi_jax.models`' knowledge, and what files they are in `weight_files`'."""
 
 import os
 import zlib
@@ -16,10 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from sarathi_jax.checkpoints.tensor_check import check_tensors, check_tied_head
-from sarathi_jax.checkpoints.tensor_folder import SafetensorsFolder, TensorSource
+from sarathi_jax.checkpoints.tensor_folder import TensorSource
+from sarathi_jax.checkpoints.weight_files import open_weights
 from sarathi_jax.errors import ModelError
-from sarathi_jax.models import param_sources
 from sarathi_jax.models.config import ModelConfig
 from sarathi_jax.models.layout import Layout, lay_out
 from sarathi_jax.models.weights import Index, ParamSource
@@ -44,7 +43,7 @@ def load_params(
     """Read all parameters of a model from its folder.
 
     Args:
-      folder: a Hugging Face model folder with safetensors weights.
+      folder: a model folder, with safetensors weights or converted to Orbax.
       config: its configuration, as the folder says it.
       parameters: path -> shape, dtype and sharding to have; without a sharding it goes to the first device. Values are
         converted to that dtype on the host.
@@ -53,17 +52,14 @@ def load_params(
     Returns: path -> array, in the order of `parameters`.
     Raises: ModelNotFoundError without weights; ModelError if a file is damaged, if the tensors are not those that the
       configuration asks for, or if the dtype can't hold a value."""
-    sources = lay_out(config, param_sources(config), layout)
+    weights = open_weights(folder, config)
+    sources = lay_out(config, weights.sources, layout)
     assert sources.keys() == parameters.keys(), "parameters must be those of the configuration's model"
-    tensors = SafetensorsFolder(folder)
-    check_tensors(tensors.folder, tensors.entries, sources, is_head_tied=config.is_head_tied)
-    if config.is_head_tied:
-        check_tied_head(tensors.folder, tensors, sources["embedding.embedding"].tensors[0].name)
     arrays: dict[str, jax.Array] = {}
     num_bytes = sum(_num_bytes(struct) for struct in parameters.values())
 
     def load(path: str) -> jax.Array:
-        return _load_param(path, sources[path], parameters[path], tensors).block_until_ready()
+        return _load_param(path, sources[path], parameters[path], weights.tensors).block_until_ready()
 
     with (
         tqdm(total=num_bytes, desc="weights", unit="B", unit_scale=True, disable=not progress) as bar,
@@ -114,19 +110,21 @@ def _load_param(path: str, source: ParamSource, struct: jax.ShapeDtypeStruct, te
         bounds = tuple(each.indices(size)[:2] for each, size in zip(index, struct.shape, strict=True))
         if bounds not in blocks:  # several devices may hold the same block
             block = source.read_block(tensors.read, tuple(slice(*each) for each in bounds))
-            blocks[bounds] = _convert(path, block, np.dtype(struct.dtype))
+            blocks[bounds] = as_dtype(path, block, np.dtype(struct.dtype))
         return blocks[bounds]
 
     return jax.make_array_from_callback(struct.shape, _sharding(struct), read_shard, dtype=struct.dtype)
 
 
-def _convert(path: str, block: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-    """A copy of its own, so that no array on a device can be a view of the file.
+def as_dtype(path: str, block: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    """A block of a parameter in another dtype, and in memory of its own, so that no array on a device can be a view of a file.
 
-    It stays in the file's order: most blocks are transposed views, which jax's copy to the device turns faster than
-    numpy."""
+    A view of a file can't be written to; what can is in memory of its own already. Copies stay in the file's order: most
+    blocks are transposed views, which jax's copy to the device turns faster than numpy.
+
+    Raises: ModelError, naming the parameter, if the dtype can't hold one of its values."""
     with np.errstate(over="ignore"):
-        converted = np.array(block, dtype=dtype, order="K")
+        converted = np.array(block, dtype=dtype, order="K", copy=None if block.flags.writeable else True)
     has_smaller_range = jnp.finfo(dtype).maxexp < jnp.finfo(block.dtype).maxexp
     if has_smaller_range and np.isinf(converted).any() and not np.isinf(block).any():
         raise ModelError(

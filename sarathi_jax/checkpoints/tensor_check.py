@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sarathi_jax.checkpoints.safetensors_file import TensorEntry
-from sarathi_jax.checkpoints.tensor_folder import TensorSource
+from sarathi_jax.checkpoints.tensor_folder import TensorInfo, TensorSource
 from sarathi_jax.errors import ModelError
 from sarathi_jax.models.weights import ParamSource
 
@@ -19,7 +18,7 @@ HARMLESS_SUFFIXES = (".rotary_emb.inv_freq",)
 
 
 def check_tensors(
-    folder: Path, entries: Mapping[str, TensorEntry], sources: Mapping[str, ParamSource], *, is_head_tied: bool
+    folder: Path, entries: Mapping[str, TensorInfo], sources: Mapping[str, ParamSource], *, is_head_tied: bool
 ) -> None:
     """Hold a folder's tensors against those that the model's parameters are made of.
 
@@ -54,7 +53,7 @@ def check_tied_head(folder: Path, tensors: TensorSource, embedding_name: str) ->
         )
 
 
-def _wrong_tensors(entries: Mapping[str, TensorEntry], expected: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+def _wrong_tensors(entries: Mapping[str, TensorInfo], expected: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
     for name, shape in expected.items():
         entry = entries.get(name)
         if entry is None:
@@ -66,7 +65,7 @@ def _wrong_tensors(entries: Mapping[str, TensorEntry], expected: Mapping[str, tu
 
 
 def _extra_tensors(
-    entries: Mapping[str, TensorEntry], expected: Mapping[str, tuple[int, ...]], *, is_head_tied: bool
+    entries: Mapping[str, TensorInfo], expected: Mapping[str, tuple[int, ...]], *, is_head_tied: bool
 ) -> Iterator[str]:
     for name, entry in sorted(entries.items()):
         is_harmless = name.endswith(HARMLESS_SUFFIXES) or (is_head_tied and name == HEAD_NAME)

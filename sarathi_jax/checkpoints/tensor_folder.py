@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -15,11 +15,22 @@ SINGLE_NAME = "model.safetensors"
 OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack", "*.gguf")
 
 
-class TensorSource(Protocol):
-    """Named tensors, of which blocks can be read. `index` has at most one slice a dimension."""
+class TensorInfo(Protocol):
+    """What is known of a tensor before it is read."""
 
     @property
-    def entries(self) -> Mapping[str, TensorEntry]: ...
+    def dtype(self) -> np.dtype[Any]: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+class TensorSource(Protocol):
+    """Named tensors, of which blocks can be read. `index` has at most one slice a dimension. What `read` returns can be written to only if it is nobody
+    else's."""
+
+    @property
+    def entries(self) -> Mapping[str, TensorInfo]: ...
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray: ...
 
@@ -67,7 +78,7 @@ class SafetensorsFolder:
 
     def _shard_path(self, index_path: Path, shard: str) -> Path:
         path = self.folder / shard
-        if not shard or Path(shard).name != shard or not _is_inside(path, self.folder):
+        if not shard or Path(shard).name != shard or not is_inside(path, self.folder):
             raise ModelError(
                 f"{index_path}: a shard must be a file in the model's own folder, got {shard!r}: don't trust this model folder."
             )
@@ -85,7 +96,7 @@ class SafetensorsFolder:
             raise self._no_weights()
         file_of: dict[str, SafetensorsFile] = {}
         for path in paths:
-            if not _is_inside(path, self.folder):
+            if not is_inside(path, self.folder):
                 raise ModelError(
                     f"{path} must lie in the model's own folder, got a link out of it: don't trust this model folder."
                 )
@@ -109,8 +120,8 @@ class SafetensorsFolder:
         )
 
 
-def _is_inside(path: Path, folder: Path) -> bool:
-    """Whether a file really lies in a folder, or in the blobs of the hub's cache that the folder is a snapshot of."""
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a file really lies in a model folder, or in the blobs of the hub's cache that the folder is a snapshot of."""
     folder = folder.absolute()
     roots = [folder.resolve()]
     if folder.parent.name == "snapshots":

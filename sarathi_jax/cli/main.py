@@ -22,9 +22,10 @@ COMMANDS = {
     "bench throughput": "run many requests, from given lengths or from a trace",
     "kernels report": "what the compilers make of each GPU kernel, for GPUs that need not be here",
     "kernels step": "compile a model's whole step for GPUs that need not be here",
+    "convert": "write a model as an Orbax checkpoint, which any mesh loads faster",
     "doctor": "report versions, devices and what stands in the way here",
 }
-WITHOUT_MODEL = ("kernels report", "kernels step", "doctor")
+WORDS = {"kernels report": "", "kernels step": "", "doctor": "", "convert": "SRC DST "}  # the others take [MODEL]
 
 
 class Command(Protocol):
@@ -86,7 +87,7 @@ def overview(commands: dict[str, str]) -> str:
 def run_command(name: str, words: Sequence[str]) -> int:
     command = cast(Command, import_module(f"sarathi_jax.cli.{name.replace(' ', '_')}"))
     prog = f"sarathi-jax {name}"
-    usage = f"{prog} [options]" if name in WITHOUT_MODEL else f"{prog} [MODEL] [options]"
+    usage = f"{prog} {WORDS.get(name, '[MODEL] ')}[options]"
     parser = Parser(prog=prog, usage=usage, description=command.__doc__, epilog=f"examples:\n{command.EXAMPLES}")
     command.add_arguments(parser)
     try:

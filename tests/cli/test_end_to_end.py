@@ -73,6 +73,17 @@ def test_bench_throughput_runs_a_trace_and_draws_it(capsys: Captured, tiny_optio
     assert picture.stat().st_size > 1000
 
 
+def test_convert_writes_a_model_that_answers_the_same(capsys: Captured, tmp_path: Path) -> None:
+    out, _ = run(capsys, "convert", "demo", str(tmp_path / "demo"), "--json")
+    report = json.loads(out)
+    assert (report["folder"], report["num_bytes"]) == (str(tmp_path / "demo"), 4 * report["num_parameters"])
+    small = ["--max-num-seqs", "1", "--token-budget", "32"]
+    out, _ = run(capsys, "generate", str(tmp_path / "demo"), "--prompt", "12+30=", "--temperature", "0", *small)
+    assert out == "42\n"
+    assert main(["convert", "demo", str(tmp_path / "demo")]) == 2
+    assert "must not be there yet" in capsys.readouterr().err
+
+
 def test_make_demos_answer_is_right(capsys: Captured) -> None:
     makefile = (Path(__file__).parent.parent.parent / "Makefile").read_text()
     prompt = re.findall(r"^DEMO_PROMPT \?= (.*)$", makefile, re.MULTILINE)[0]

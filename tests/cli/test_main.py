@@ -22,6 +22,12 @@ from sarathi_jax.cli.main import COMMANDS, main
         ("generate a --model b", "MODEL must be named once, got a and --model b: leave one out."),
         ("generate --prompt a --prompt b --stream", "--stream prints one sample of one prompt as it comes"),
         ("generate --prompt a --token-budget 1", "token_budget=1 must be >= max_num_seqs=128"),
+        ("convert demo", "sarathi-jax convert: error: the following arguments are required: DST. See"),
+        (
+            "convert demo x --dtype int8",
+            "argument --dtype: invalid choice: 'int8' (choose from",
+        ),
+        ("convert nowhere x", "sarathi-jax convert: error: a model must be 'demo', a folder or a hub id"),
         ("bench latency --repeats 0", "--repeats must be at least 1, got 0: pass a positive number."),
         ("bench throughput --num-requests 0", "num_requests must be at least 1, got 0: pass a positive number."),
         ("bench throughput --trace nowhere.csv", "the trace nowhere.csv must be a CSV file, got [Errno 2]"),
