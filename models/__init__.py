@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sarathi_jax.errors import ModelError
-from sarathi_jax.models import falcon, gemma2, llama, mistral, qwen2, qwen3
+from sarathi_jax.models import falcon, gemma2, gemma3, gemma3_images, llama, mistral, qwen2, qwen3
 from sarathi_jax.models.config import ModelConfig
 from sarathi_jax.models.config_fields import ConfigFields
 from sarathi_jax.models.decoder import CausalLM, causal_lm_logits
@@ -21,7 +21,10 @@ class MakeModel(Protocol):
 
 
 class Family(Protocol):
-    """What a family's file holds. ARCHITECTURE: its class in transformers."""
+    """What a family's file holds. ARCHITECTURE: its class in transformers.
+
+    It may also hold IGNORED_PREFIXES: see `ignored_prefixes`.
+    """
 
     @property
     def ARCHITECTURE(self) -> str: ...  # noqa: N802 - a constant of the module
@@ -41,10 +44,21 @@ FAMILIES: Mapping[str, Family] = {
     "qwen2": qwen2,
     "qwen3": qwen3,
     "gemma2": gemma2,
+    "gemma3_text": gemma3,
+    "gemma3": gemma3_images,
     "falcon": falcon,
 }
 
-__all__ = ["FAMILIES", "CausalLM", "Family", "ModelConfig", "causal_lm_logits", "create_model", "param_sources"]
+__all__ = [
+    "FAMILIES",
+    "CausalLM",
+    "Family",
+    "ModelConfig",
+    "causal_lm_logits",
+    "create_model",
+    "ignored_prefixes",
+    "param_sources",
+]
 
 
 def create_model(config: ModelConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype) -> CausalLM:
@@ -55,6 +69,11 @@ def create_model(config: ModelConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype) -> Ca
 def param_sources(config: ModelConfig) -> dict[str, ParamSource]:
     """Parameter path, as in "layers.0.attention.qkv.kernel" -> the checkpoint tensors it is made of. Raises: as `create_model`."""
     return _family(config).param_sources(config)
+
+
+def ignored_prefixes(config: ModelConfig) -> tuple[str, ...]:
+    """Of names of tensors that a checkpoint may hold and that the model has no use for. Raises: as `create_model`."""
+    return getattr(_family(config), "IGNORED_PREFIXES", ())
 
 
 def _family(config: ModelConfig) -> Family:

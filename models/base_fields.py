@@ -53,8 +53,7 @@ def read_base(fields: ConfigFields, family: str, absent: Absent, rope: RopeConfi
       rope: of families that spell it in a way of their own.
     Raises: ModelError, naming the field, if one is missing, wrong, or asks for what is not implemented.
     """
-    if fields.get("quantization_config") is not None:
-        fields.refuse("quantization_config", "must not be there", remedy="use weights that are not quantized")
+    refuse_quantization(fields)
     num_heads = fields.integer("num_attention_heads")
     vocab_size = fields.integer("vocab_size")
     max_position_embeddings = fields.integer_or_none("max_position_embeddings") or absent.max_position_embeddings
@@ -86,6 +85,12 @@ def read_activation(fields: ConfigFields, name: str, absent: str, allowed: tuple
     if activation not in allowed:
         fields.refuse(name, f"must be {' or '.join(allowed)}", remedy="use another model")
     return activation
+
+
+def refuse_quantization(fields: ConfigFields) -> None:
+    """Raises: ModelError if the weights are in a format of fewer bits."""
+    if fields.get("quantization_config") is not None:
+        fields.refuse("quantization_config", "must not be there", remedy="use weights that are not quantized")
 
 
 def refuse_biases(fields: ConfigFields, family: str, *names: str) -> None:

@@ -32,6 +32,10 @@ class ConfigFields:
         """The same file, where fields have other names than they are asked for by: usual name -> name in this file."""
         return ConfigFields(self.path, self._values, self._prefix, spelling)
 
+    def with_absent(self, values: Mapping[str, object]) -> "ConfigFields":
+        """The same file, as if it said these where it says nothing."""
+        return ConfigFields(self.path, {**values, **self._values}, self._prefix, self._spelling)
+
     def name(self, name: str) -> str:
         """What this file calls a field."""
         return self._spelling.get(name, name)

@@ -49,6 +49,16 @@ def direct_source(name: str, shape: tuple[int, ...]) -> ParamSource:
     return ParamSource(shape, (TensorSpec(name, shape),), lambda read, index: read(name, index))
 
 
+def prefixed_source(prefix: str, source: ParamSource) -> ParamSource:
+    """The same parameter from tensors whose names begin with `prefix`."""
+
+    def read_block(read: ReadTensor, index: Index) -> np.ndarray:
+        return source.read_block(lambda name, block: read(prefix + name, block), index)
+
+    specs = tuple(TensorSpec(prefix + spec.name, spec.shape) for spec in source.tensors)
+    return ParamSource(source.shape, specs, read_block)
+
+
 def transposed_source(name: str, shape: tuple[int, int]) -> ParamSource:
     """[in, out] from a tensor [out, in]."""
     spec = TensorSpec(name, (shape[1], shape[0]))

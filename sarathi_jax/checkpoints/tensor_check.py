@@ -18,15 +18,22 @@ HARMLESS_SUFFIXES = (".rotary_emb.inv_freq",)
 
 
 def check_tensors(
-    folder: Path, entries: Mapping[str, TensorInfo], sources: Mapping[str, ParamSource], *, is_head_tied: bool
+    folder: Path,
+    entries: Mapping[str, TensorInfo],
+    sources: Mapping[str, ParamSource],
+    *,
+    is_head_tied: bool,
+    ignored_prefixes: tuple[str, ...] = (),
 ) -> None:
     """Hold a folder's tensors against those that the model's parameters are made of.
 
-    A tied head's own tensor is passed over here, and so are buffers that follow from the configuration.
+    A tied head's own tensor is passed over here, and so are buffers that follow from the configuration, and tensors whose names begin as the model's family
+    has it.
 
     Raises: ModelError that lists up to 5 of the tensors that are missing, misshapen, of another kind, or extra."""
     expected = {spec.name: spec.shape for source in sources.values() for spec in source.tensors}
-    faults = [*_wrong_tensors(entries, expected), *_extra_tensors(entries, expected, is_head_tied=is_head_tied)]
+    used = {name: entry for name, entry in entries.items() if not name.startswith(ignored_prefixes)}
+    faults = [*_wrong_tensors(used, expected), *_extra_tensors(used, expected, is_head_tied=is_head_tied)]
     if faults:
         more = f"; and {len(faults) - MAX_LISTED} more" if len(faults) > MAX_LISTED else ""
         raise ModelError(

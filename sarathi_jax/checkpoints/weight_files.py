@@ -9,7 +9,7 @@ from typing import Any
 from sarathi_jax.checkpoints.tensor_check import check_tensors, check_tied_head
 from sarathi_jax.checkpoints.tensor_folder import SafetensorsFolder, TensorSource
 from sarathi_jax.errors import ModelError
-from sarathi_jax.models import param_sources
+from sarathi_jax.models import ignored_prefixes, param_sources
 from sarathi_jax.models.config import ModelConfig
 from sarathi_jax.models.weights import ParamSource, direct_source
 
@@ -36,7 +36,8 @@ def open_weights(folder: Path | str, config: ModelConfig) -> WeightFiles:
     folder, sources = Path(folder), param_sources(config)
     if not (folder / ORBAX_NAME).is_dir():
         tensors = SafetensorsFolder(folder)
-        check_tensors(folder, tensors.entries, sources, is_head_tied=config.is_head_tied)
+        ignored = ignored_prefixes(config)
+        check_tensors(folder, tensors.entries, sources, is_head_tied=config.is_head_tied, ignored_prefixes=ignored)
         if config.is_head_tied:
             check_tied_head(folder, tensors, sources["embedding.embedding"].tensors[0].name)
         return WeightFiles(tensors, sources)

@@ -62,25 +62,30 @@ DEMO_TEXTS = (
 def config_text(case: Case) -> str:
     """config.json as transformers 5 writes it, or the same in the form of transformers 4."""
     config_class = CONFIG_MAPPING[case.family]
-    config = config_class(
-        **copy.deepcopy(case.config),
-        rope_parameters=copy.deepcopy(case.rope),
-        eos_token_id=case.eos,
-        architectures=[MODEL_FOR_CAUSAL_LM_MAPPING[config_class].__name__],
-    )
+    arguments = copy.deepcopy({**case.config, "rope_parameters": case.rope, "eos_token_id": case.eos})
+    if case.vision:
+        arguments = {"text_config": arguments, "vision_config": copy.deepcopy(case.vision), "eos_token_id": case.eos}
+    config = config_class(**arguments, architectures=[MODEL_FOR_CAUSAL_LM_MAPPING[config_class].__name__])
     config.dtype = "float32"
     text = config.to_json_string(use_diff=True)
     if not case.old_style_config:
         return text
     values = json.loads(text)
     values["torch_dtype"] = values.pop("dtype")
-    values.pop("layer_types", None)  # once, other fields implied them
-    rope = values.pop("rope_parameters")
-    values["rope_theta"] = rope.pop("rope_theta")
-    kind = rope.pop("rope_type")
-    # "type" is the older spelling of "rope_type": linear is from its time.
-    values["rope_scaling"] = None if kind == "default" else {"type" if kind == "linear" else "rope_type": kind, **rope}
-    return json.dumps(values | case.old_fields, indent=2, sort_keys=True) + "\n"
+    of_text = values.get("text_config", values)
+    of_text.pop("layer_types", None)  # once, other fields implied them
+    of_text |= old_style_rope(of_text.pop("rope_parameters")) | case.old_fields
+    return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+
+def old_style_rope(rope: dict) -> dict:
+    """`rope_parameters` as the fields of transformers 4; one that is by layer type has its local theta in `Case.old_fields`."""
+    flat = rope.get("full_attention", rope)
+    theta, kind = flat.pop("rope_theta"), flat.pop("rope_type")
+    # "type" is the older spelling of "rope_type": linear is from its time, models with two embeddings are not.
+    name = "type" if kind == "linear" and flat is rope else "rope_type"
+    scaling = None if kind == "default" else {name: kind, **flat}
+    return {"rope_theta": theta, "rope_scaling": scaling}
 
 
 def blank_checkpoint(text: str) -> dict[str, np.ndarray]:

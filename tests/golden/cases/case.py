@@ -14,6 +14,7 @@ class Case:
     prompts: (length, also 64 greedy tokens?).
     old_style_config: config.json as transformers 4 wrote it, with `old_fields` in it too.
     rope: `rope_parameters`.
+    vision: arguments of what sees images, where the text model is a part of such a model.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Case:
     old_fields: dict = field(default_factory=dict)
     eos: object = 2
     rope: dict = field(default_factory=lambda: {"rope_type": "default", "rope_theta": 10000.0})
+    vision: dict | None = None
 
     @property
     def family(self) -> str:
