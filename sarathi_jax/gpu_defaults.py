@@ -5,8 +5,8 @@ Whatever the user has set stays as it is. Known without importing jax, which rea
 
 import os
 import sys
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -121,12 +121,21 @@ def import_jax_quietly() -> None:
     """With the plugin and without a driver, each of jax's CUDA libraries says on standard error that it finds none, whatever log level is set."""
     if not has_plugin() or has_driver() or "jax" in sys.modules:
         return
+    with (
+        quiet_libraries(),
+        suppress(RuntimeError),
+    ):  # whoever needs the devices asks again, and hears why there are none
+        import_module("jax").devices()
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Whatever goes to standard error meanwhile is lost, also what libraries write past Python. Exceptions are not."""
     sys.stderr.flush()
     saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
-        with suppress(RuntimeError):  # whoever needs the devices asks again, and hears why there are none
-            import_module("jax").devices()
+        yield
     finally:
         os.dup2(saved, 2)
         os.close(saved)

@@ -20,6 +20,7 @@ COMMANDS = {
     "chat": "talk with a model in the terminal",
     "bench latency": "time a small batch of equal requests, repeatedly",
     "bench throughput": "run many requests, from given lengths or from a trace",
+    "plan": "what a model takes on GPUs that need not be here: memory, time of its steps, collectives",
     "kernels report": "what the compilers make of each GPU kernel, for GPUs that need not be here",
     "kernels step": "compile a model's whole step for GPUs that need not be here",
     "convert": "write a model as an Orbax checkpoint, which any mesh loads faster",

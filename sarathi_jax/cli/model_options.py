@@ -23,14 +23,18 @@ def add_model_arguments(parser: Parser) -> None:
     add_fields(parser, EngineConfig, "engine", skip=("model",))
 
 
+def model_name(args: argparse.Namespace) -> str:
+    """Raises: UsageError if the model was named twice, differently."""
+    if args.model_word and args.model and args.model_word != args.model:
+        raise UsageError(f"MODEL must be named once, got {args.model_word} and --model {args.model}: leave one out.")
+    return args.model_word or args.model or DEFAULT_MODEL
+
+
 def engine_config(args: argparse.Namespace) -> EngineConfig:
     """Which model and how to run it, checked before anything heavy is loaded.
 
     Raises: ConfigError; UsageError if the model was named twice, differently."""
-    if args.model_word and args.model and args.model_word != args.model:
-        raise UsageError(f"MODEL must be named once, got {args.model_word} and --model {args.model}: leave one out.")
-    name = args.model_word or args.model or DEFAULT_MODEL
-    return EngineConfig(model=name, **given_fields(args, EngineConfig, skip=("model",)))
+    return EngineConfig(model=model_name(args), **given_fields(args, EngineConfig, skip=("model",)))
 
 
 @contextmanager

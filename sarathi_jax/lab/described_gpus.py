@@ -16,6 +16,7 @@ from sarathi_jax.errors import ConfigError
 from sarathi_jax.kernels.gpu import A100, H100, GpuTarget
 from sarathi_jax.sharding.mesh import make_mesh
 
+INSTALL_HINT = "To compile for GPUs without one: pip install 'sarathi-jax[aot]'."
 CUDA = "12.9.0"  # driver, runtime and toolkit: what the cuda12 extra installs
 GPUS_PER_HOST = 8
 

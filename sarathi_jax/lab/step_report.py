@@ -28,6 +28,8 @@ from sarathi_jax.sharding.rules import MEGATRON, Rules
 from sarathi_jax.simulation.links import Links
 
 KV_SHARE = 0.9  # of the memory that weights leave
+# A CPU adds up 16-bit numbers in 32 bits, which would double the bytes of collectives; and over stages, the pass that sees to it ends the process.
+STAND_IN_OPTIONS = {"xla_disable_hlo_passes": "all-reduce-promotion"}
 _TOP_LEVEL_THUNK = re.compile(r"^\d+: (k\w+)", re.MULTILINE)
 
 
@@ -37,7 +39,7 @@ class StepReport:
 
     num_kv_tokens: that it was compiled for, kv_token_bytes each.
     state_bytes: of what is donated; alias_bytes: of what of it is updated in place. num_page_copies, num_weight_copies: new arrays as large as a layer's KV pages, or as a
-    weight of the model. collectives: kind -> count. traffic: the same, told apart, and what they take. num_sliced_calls: kernels that read a slice of an argument in place. num_graphs: CUDA graphs that the step is cut into; outside_graphs: kind of operation -> how many run outside of them.
+    weight of the model. collectives: kind -> count. traffic: the same, told apart, and what they take. flop, hbm_bytes: by the compiler's own count; None where it has none, as for GPUs that are not there. num_sliced_calls: kernels that read a slice of an argument in place. num_graphs: CUDA graphs that the step is cut into; outside_graphs: kind of operation -> how many run outside of them.
     """
 
     bucket: str
@@ -55,8 +57,15 @@ class StepReport:
     num_host_arrays: int
     collectives: dict[str, int]
     traffic: tuple[Traffic, ...]
+    flop: float | None
+    hbm_bytes: float | None
     num_graphs: int
     outside_graphs: dict[str, int]
+
+    @property
+    def talk_s(self) -> float:
+        """Of all collectives, one after the other."""
+        return sum(each.total_s for each in self.traffic)
 
 
 def report_step(
@@ -88,10 +97,10 @@ def report_step(
     builder = ProgramBuilder(state, geometry, registry.choose_kernels(use), jnp.dtype(kv_dtype), CompileLedger())
     is_gpu = gpu_target(mesh.devices.flat[0]) is not None
     with TemporaryDirectory() as dump:
-        compiled: Any = builder.compile_step(bucket, {"xla_dump_to": dump} if is_gpu else None)
+        compiled: Any = builder.compile_step(bucket, {"xla_dump_to": dump} if is_gpu else STAND_IN_OPTIONS)
         thunks = read_thunks(Path(dump)) if is_gpu else Counter[str]()
     memory, text = compiled.memory_analysis(), compiled.as_text()
-    collectives = read_collectives(text, mesh.size)
+    collectives, cost = read_collectives(text, mesh.size), compiled.cost_analysis() or {}
     donated = jax.tree.leaves(builder.abstract_state())
     pages, weights = builder.abstract_state().layers[0].arrays, state.parameters.values()
     return StepReport(
@@ -112,6 +121,8 @@ def report_step(
         num_host_arrays=len(jax.tree.leaves(compiled.in_avals)) - len(state.parameters) - len(donated),
         collectives=dict(sum((Counter({each.kind: each.count}) for each in collectives), Counter())),
         traffic=traffic_of(collectives, dict(mesh.shape), links, gpus_per_host),
+        flop=cost.get("flops"),
+        hbm_bytes=cost.get("bytes accessed"),
         num_graphs=thunks["kCommandBuffer"],
         outside_graphs={kind: count for kind, count in thunks.items() if kind != "kCommandBuffer"},
     )

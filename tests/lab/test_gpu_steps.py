@@ -14,7 +14,14 @@ from typing import Any
 
 import pytest
 
-from sarathi_jax.lab.described_gpus import DESCRIBED_GPUS
+from sarathi_jax.checkpoints.builtin_models import BUILTIN_MODELS
+from sarathi_jax.lab.cost_inputs import model_shape
+from sarathi_jax.lab.described_gpus import DESCRIBED_GPUS, GPUS_PER_HOST
+from sarathi_jax.simulation.cost_model import CostModel
+from sarathi_jax.simulation.hardware import default_system, load_device, load_host
+from sarathi_jax.simulation.links import Links
+from sarathi_jax.simulation.placement import Placement
+from sarathi_jax.simulation.step_work import prefill_work
 
 ROOT = Path(__file__).parent.parent.parent
 NUM_LAYERS, NUM_ROWS, VOCAB_SIZE = 32, 64, 32000
@@ -61,6 +68,19 @@ def test_collectives_are_those_counted_by_hand(step: dict[str, Any]) -> None:
     """Two all-reduces a layer, one of the embedding, and of the head's argmax the largest logit of each row and its id."""
     expected = {} if step["mesh"]["tensor"] == 1 else {"all-reduce": 2 * NUM_LAYERS + 1 + 2}
     assert step["collectives"] == expected
+
+
+def test_the_cost_model_prices_the_talk_that_was_compiled(step: dict[str, Any]) -> None:
+    """All of it but the argmax's two messages of a few hundred bytes."""
+    num_gpus, num_tokens = step["mesh"]["tensor"], int(step["bucket"].split()[1].split("x")[0])
+    placement = Placement(num_hosts=1, gpus_per_host=GPUS_PER_HOST, tensor=num_gpus)
+    links = Links(default_system("a100-80g", GPUS_PER_HOST))
+    shape = model_shape(BUILTIN_MODELS["mistral-7b"], 2, "bfloat16")
+    model = CostModel(shape, load_device("a100-80g"), placement, links, load_host("sarathi-jax"))
+    priced_s = model.step(prefill_work(num_tokens)).stages[0].all_reduce_s
+    large = [each for each in step["traffic"] if each["num_bytes"] > 2**12]
+    assert sum(each["count"] * each["seconds"] for each in large) == pytest.approx(priced_s)
+    assert all(each["axes"] == ["tensor"] and each["num_hosts"] == 1 for each in step["traffic"])
 
 
 def test_kernels_are_called_and_the_host_sends_one_array(step: dict[str, Any]) -> None:
