@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from sarathi_jax.config import EngineConfig
     from sarathi_jax.generate import generate, load_model
     from sarathi_jax.llm import LLM
+    from sarathi_jax.restore import restore
     from sarathi_jax.sampling_params import SamplingParams
 
 __version__ = "0.1.0"
 
-__all__ = ["LLM", "EngineConfig", "SamplingParams", "__version__", "generate", "load_model"]
+__all__ = ["LLM", "EngineConfig", "SamplingParams", "__version__", "generate", "load_model", "restore"]
 
 _HOMES = {
     "EngineConfig": "sarathi_jax.config",
@@ -25,6 +26,7 @@ _HOMES = {
     "SamplingParams": "sarathi_jax.sampling_params",
     "generate": "sarathi_jax.generate",
     "load_model": "sarathi_jax.generate",
+    "restore": "sarathi_jax.restore",
 }
 
 

@@ -18,7 +18,7 @@ CODE_FOLDERS = ("sarathi_jax", "kernels", "models", "serve", "tests", "benchmark
 BASE = ["errors", "clock", "gpu_defaults", "sampling_params", "config", "outputs"]
 HOST = [*BASE, "text", "scheduling", "engine", "simulation"]
 DEVICE = [*BASE, "kernels", "models", "sharding", "checkpoints", "execution"]
-TOP = ["generate", "llm", "lab", "serve", "cli"]
+TOP = ["generate", "restore", "llm", "lab", "serve", "cli"]
 BELOW = {
     **{name: set(BASE[:position]) for position, name in enumerate(BASE)},
     "text": set(BASE),
@@ -31,6 +31,7 @@ BELOW = {
     "checkpoints": {*BASE, "kernels", "models"},
     "execution": {*BASE, "kernels", "models", "sharding", "checkpoints"},
     "generate": {*HOST, *DEVICE},
+    "restore": set(DEVICE),
     "llm": {*HOST, *DEVICE, "generate"},
     "lab": {*HOST, *DEVICE},
     "serve": {*HOST, *DEVICE, "generate", "llm"},
@@ -172,7 +173,7 @@ def test_no_module_is_loaded_twice_under_a_bare_name() -> None:
 
 
 def test_public_names_are_there() -> None:
-    assert {"LLM", "SamplingParams", "EngineConfig", "generate", "load_model"} <= set(sarathi_jax.__all__)
+    assert {"LLM", "SamplingParams", "EngineConfig", "generate", "load_model", "restore"} <= set(sarathi_jax.__all__)
     for name in sarathi_jax.__all__:
         assert getattr(sarathi_jax, name) is not None
 

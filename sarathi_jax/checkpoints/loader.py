@@ -55,11 +55,25 @@ def load_params(
     weights = open_weights(folder, config)
     sources = lay_out(config, weights.sources, layout)
     assert sources.keys() == parameters.keys(), "parameters must be those of the configuration's model"
+    return read_params(weights.tensors, sources, parameters, progress=progress)
+
+
+def read_params(
+    tensors: TensorSource, sources: Mapping[str, ParamSource], parameters: Parameters, *, progress: bool = False
+) -> dict[str, jax.Array]:
+    """Read parameters, each device's shard alone.
+
+    Args:
+      tensors: holds, in the right shapes, all that `sources` need.
+      sources: of all `parameters`.
+      parameters, progress: as `load_params` takes them.
+    Returns: path -> array, in the order of `parameters`.
+    Raises: ModelError if a file is damaged, or if the dtype can't hold a value."""
     arrays: dict[str, jax.Array] = {}
     num_bytes = sum(_num_bytes(struct) for struct in parameters.values())
 
     def load(path: str) -> jax.Array:
-        return _load_param(path, sources[path], parameters[path], weights.tensors).block_until_ready()
+        return _load_param(path, sources[path], parameters[path], tensors).block_until_ready()
 
     with (
         tqdm(total=num_bytes, desc="weights", unit="B", unit_scale=True, disable=not progress) as bar,
@@ -125,7 +139,7 @@ def as_dtype(path: str, block: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     Raises: ModelError, naming the parameter, if the dtype can't hold one of its values."""
     with np.errstate(over="ignore"):
         converted = np.array(block, dtype=dtype, order="K", copy=None if block.flags.writeable else True)
-    has_smaller_range = jnp.finfo(dtype).maxexp < jnp.finfo(block.dtype).maxexp
+    has_smaller_range = block.dtype != dtype and jnp.finfo(dtype).maxexp < jnp.finfo(block.dtype).maxexp
     if has_smaller_range and np.isinf(converted).any() and not np.isinf(block).any():
         raise ModelError(
             f"{path} must fit into {dtype}, got values up to {float(np.max(np.abs(block))):g}: load it as bfloat16 or"

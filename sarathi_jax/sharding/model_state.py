@@ -166,8 +166,7 @@ def _describe(
     parameters: dict[str, jax.ShapeDtypeStruct] = {}
     for (keys, param), leaf in zip(nnx.to_flat_state(state), leaves, strict=True):
         path = ".".join(map(str, keys))
-        axes = param.get_metadata().get("out_sharding") or (None,) * len(leaf.shape)
-        sharding, shape = named_sharding(path, leaf.shape, axes, mesh, rules), leaf.shape
+        sharding, shape = variable_sharding(path, param, leaf.shape, mesh, rules), leaf.shape
         if layout.num_stages > 1 and path.startswith(LAYERS):
             sharding, shape = (
                 NamedSharding(mesh, PartitionSpec("stage", *sharding.spec)),
@@ -175,6 +174,14 @@ def _describe(
             )
         parameters[path] = jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=sharding)
     return ModelState(config, mesh, rules, layout, graph, treedef, parameters)
+
+
+def variable_sharding(
+    path: str, variable: nnx.Variable[Any], shape: tuple[int, ...], mesh: jax.sharding.Mesh, rules: Rules
+) -> NamedSharding:
+    """Where a variable of a Flax module is kept, by the logical axes that it carries; one without axes is everywhere. Raises: ConfigError: see `named_sharding`."""
+    axes = variable.get_metadata().get("out_sharding") or (None,) * len(shape)
+    return named_sharding(path, shape, axes, mesh, rules)
 
 
 def _size(shape: Sequence[int]) -> int:
