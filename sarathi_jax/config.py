@@ -1,5 +1,6 @@
 """The engine's options: checked once, here, before anything is loaded. Command-line flags are generated from these fields."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -23,7 +24,9 @@ class EngineConfig:
     mesh: str | None = _field(
         None, "devices by axis, of data, stage, expert and tensor, as in stage=2,tensor=4; unset: one device"
     )
-    rules: str = _field("megatron", "how layers are cut over the mesh: megatron, sequence, replicated, or a .toml file")
+    rules: str | Mapping[str, str | Sequence[str] | None] = _field(
+        "megatron", "how layers are cut over the mesh: megatron, sequence, replicated, or a .toml file"
+    )
     policy: str = _field("sarathi", "how batches are built")
     token_budget: int = _field(512, "most tokens of one step, decodes included")
     max_num_seqs: int = _field(128, "most requests that run at a time")

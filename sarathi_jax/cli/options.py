@@ -97,9 +97,10 @@ def given_fields(
 
 
 def field_kind(hint: Any, metadata: Mapping[str, Any], default: Any = None) -> FieldKind:
-    """How to read a value of type `hint`: bool, int, float, str, Literal, tuple[X, ...], Mapping[X, Y], or one of them or None."""
-    is_optional = get_origin(hint) in (Union, types.UnionType)
-    if is_optional:
+    """How to read a value of type `hint`: bool, int, float, str, Literal, tuple[X, ...], Mapping[X, Y], or the first of several."""
+    is_union = get_origin(hint) in (Union, types.UnionType)
+    is_optional = is_union and type(None) in get_args(hint)
+    if is_union:
         hint = next(part for part in get_args(hint) if part is not type(None))
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:

@@ -44,12 +44,14 @@ RULES: Mapping[str, Rules] = {"megatron": MEGATRON, "replicated": REPLICATED, "s
 CUTTING_AXES = AXES[2:]
 
 
-def find_rules(name: str) -> Rules:
-    """A table by its name, or from a TOML file: a line for each logical axis, as in `mlp = ["expert", "tensor"]` or `embed = []`.
+def find_rules(name: str | Rules) -> Rules:
+    """A table by its name, one of one's own, or one from a TOML file: a line for each logical axis, as in `mlp = ["expert", "tensor"]` or `embed = []`.
 
-    What the file leaves out is as in `megatron`.
-    Raises: ConfigError if there is no such table, or the file is none.
+    What one's own leaves out is as in `megatron`.
+    Raises: ConfigError if there is no such table, the file is none, or what it says can't be.
     """
+    if not isinstance(name, str):
+        return check_rules({**MEGATRON, **name})
     if name in RULES:
         return RULES[name]
     path = Path(name)
@@ -61,11 +63,8 @@ def find_rules(name: str) -> Rules:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"rules must be a TOML file, got {path} ({error}): correct it.") from error
-    rules: dict[str, MeshAxes] = dict(MEGATRON)
-    for axis, value in table.items():
-        rules[axis] = value
     try:
-        return check_rules(rules)
+        return check_rules({**MEGATRON, **table})
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 

@@ -125,6 +125,7 @@ def test_rules_are_found_by_name_or_in_a_file(tmp_path: Path) -> None:
         MEGATRON["heads"],
     )
     assert find_rules("megatron") is MEGATRON
+    assert find_rules({"vocab": None}) == {**MEGATRON, "vocab": None}
 
 
 @pytest.mark.parametrize(
