@@ -210,7 +210,7 @@ def test_no_file_names_a_path_of_a_machine() -> None:
     ]
     found = [
         str(path)
-        for path in [*texts, *ROOT.glob("*.*"), ROOT / "Makefile"]
+        for path in [*texts, *ROOT.glob("[!.]*.*"), ROOT / "Makefile"]
         if path.is_file() and pattern.search(path.read_text())
     ]
     assert found == []

@@ -52,6 +52,9 @@ def make_pipeline_step(model_state: ModelState, bucket: Bucket, geometry: Geomet
 def _make_run_stages(model_state: ModelState, bucket: Bucket, geometry: Geometry, kernels: Kernels) -> Any:
     """(params, layers, activations, entering [T, E], packed [stages, packed_size]) -> (layers, activations, what leaves the last stage, the same everywhere)."""
     num_stages, specs = model_state.num_stages, model_state.stage_specs()
+    # XLA's CPU compiler aborts on sums of 16 bits over an axis that `shard_map` is manual over. One of the summands is not zero: the sum is exact in either.
+    is_on_cpu = model_state.mesh.devices.flat[0].platform == "cpu"
+    sum_dtype = jnp.dtype(jnp.float32) if is_on_cpu else model_state.dtype
 
     def stage(
         index: jax.Array,
@@ -71,7 +74,8 @@ def _make_run_stages(model_state: ModelState, bucket: Bucket, geometry: Geometry
         x = model.run_layers(x, positions, attend, constrain, max_length=geometry.max_model_len)
         leaving = x if bucket.variant >= Variant.FULL else x.at[last_tokens(inputs)].get(mode="clip")
         leaving = keep_whole(model_state, leaving)
-        leaving = jax.lax.psum(jnp.where(index[0] == num_stages - 1, leaving, jnp.zeros_like(leaving)), "stage")
+        leaving = jnp.where(index[0] == num_stages - 1, leaving, jnp.zeros_like(leaving))
+        leaving = jax.lax.psum(leaving.astype(sum_dtype), "stage").astype(leaving.dtype)
         handed_on = jax.lax.ppermute(x, "stage", [(place, place + 1) for place in range(num_stages - 1)])
         return _stacked(tuple(pages)), activations.at[0, : bucket.num_tokens].set(handed_on), leaving
 
