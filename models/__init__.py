@@ -7,7 +7,18 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sarathi_jax.errors import ModelError
-from sarathi_jax.models import falcon, gemma2, gemma3, gemma3_images, llama, mistral, qwen2, qwen3
+from sarathi_jax.models import (
+    falcon,
+    gemma2,
+    gemma3,
+    gemma3_images,
+    llama,
+    mistral,
+    mixtral,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+)
 from sarathi_jax.models.config import ModelConfig
 from sarathi_jax.models.config_fields import ConfigFields
 from sarathi_jax.models.decoder import CausalLM, causal_lm_logits
@@ -47,6 +58,8 @@ FAMILIES: Mapping[str, Family] = {
     "gemma3_text": gemma3,
     "gemma3": gemma3_images,
     "falcon": falcon,
+    "mixtral": mixtral,
+    "qwen3_moe": qwen3_moe,
 }
 
 __all__ = [

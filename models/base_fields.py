@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, cast
 
 from sarathi_jax.errors import ModelError
-from sarathi_jax.models.config import Activation, ModelConfig, RopeConfig
+from sarathi_jax.models.config import Activation, ModelConfig, MoEConfig, RopeConfig
 from sarathi_jax.models.config_fields import ConfigFields
 from sarathi_jax.models.rope_fields import read_rope
 
@@ -130,6 +130,21 @@ def read_windows(fields: ConfigFields, num_layers: int, size: int | None, absent
     if size is None:
         fields.refuse("sliding_window", f"must be there, and in use, since layer {layers[0]} has a window")
     return Windows(size, None if len(layers) == num_layers else layers)
+
+
+def read_moe(fields: ConfigFields, num_experts_name: str, num_experts: int, num_per_token: int, size: int) -> MoEConfig:
+    """Experts, all of whose layers have them.
+
+    Args:
+      num_experts_name: of their field; num_experts, num_per_token: what it and `num_experts_per_tok` mean where the file says nothing.
+      size: width of an expert.
+    Raises: ModelError if a token is to have more experts than there are.
+    """
+    num_experts = _read_or(fields, num_experts_name, num_experts)
+    num_per_token = _read_or(fields, "num_experts_per_tok", num_per_token)
+    if num_per_token > num_experts:
+        fields.refuse("num_experts_per_tok", f"must be at most {num_experts_name}={num_experts}")
+    return MoEConfig(num_experts=num_experts, num_experts_per_token=num_per_token, expert_size=size)
 
 
 def read_num_kv_heads(fields: ConfigFields, num_heads: int, absent: int | None) -> int:

@@ -118,6 +118,12 @@ class ModelConfig:
     def attention_scale(self) -> float:
         return (self.head_dim if self.query_scalar is None else self.query_scalar) ** -0.5
 
+    @property
+    def mlp_width(self) -> int:
+        """Inner activations of a token in the widest layer: F, or of all experts together."""
+        experts = 0 if self.moe is None else self.moe.num_experts * self.moe.expert_size
+        return max(self.intermediate_size, experts)
+
     def window(self, layer_index: int) -> int | None:
         """Tokens that a query of this layer sees, itself included; None: all before it."""
         return self.sliding_window if self._has_window(layer_index) else None

@@ -13,8 +13,9 @@ from flax import nnx
 
 from sarathi_jax.models.attention import Attend, Attention, dense_causal_attend
 from sarathi_jax.models.config import ModelConfig
-from sarathi_jax.models.layers import Embedding, GatedMLP, make_norm
+from sarathi_jax.models.layers import Embedding, make_norm
 from sarathi_jax.models.linear import DENSE, Linear
+from sarathi_jax.models.moe import make_mlp
 from sarathi_jax.models.rope import RopeAngles, rope_angles
 
 # Where the residual stream [T, E] is kept between layers: a sharding rule's affair, and nothing at all on one device.
@@ -46,7 +47,7 @@ class DecoderLayer(nnx.Module):
         self.attention_norm = make_norm(config, dtype=dtype)
         self.attention = Attention(config, layer_index, rngs=rngs, dtype=dtype)
         self.mlp_norm = make_norm(config, dtype=dtype)
-        self.mlp = GatedMLP(config, rngs=rngs, dtype=dtype)
+        self.mlp = make_mlp(config, layer_index, rngs=rngs, dtype=dtype)
 
     def __call__(self, x: jax.Array, angles: RopeAngles, attend: Attend, constrain: Constrain) -> jax.Array:
         x = constrain(x + self.attention(self.attention_norm(x), angles, attend))

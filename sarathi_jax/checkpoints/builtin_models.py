@@ -2,7 +2,7 @@
 
 Numbers are those of the models' config.json on the hub."""
 
-from sarathi_jax.models.config import ModelConfig, RopeConfig
+from sarathi_jax.models.config import ModelConfig, MoEConfig, RopeConfig
 
 BUILTIN_MODELS: dict[str, ModelConfig] = {
     # mistralai/Mistral-7B-Instruct-v0.2, which Sarathi-Serve's artifact runs: unlike v0.1, it has no sliding window.
@@ -109,6 +109,24 @@ BUILTIN_MODELS: dict[str, ModelConfig] = {
         is_head_tied=True,
         bos_token_id=11,
         eos_token_ids=(11,),
+        dtype="bfloat16",
+    ),
+    # mistralai/Mixtral-8x7B-v0.1
+    "mixtral-8x7b": ModelConfig(
+        family="mixtral",
+        vocab_size=32000,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_layers=32,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        max_position_embeddings=32768,
+        norm_eps=1e-5,
+        rope=RopeConfig(theta=1e6),
+        moe=MoEConfig(num_experts=8, num_experts_per_token=2, expert_size=14336),
+        bos_token_id=1,
+        eos_token_ids=(2,),
         dtype="bfloat16",
     ),
 }

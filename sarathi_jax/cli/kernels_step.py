@@ -6,7 +6,7 @@ products of matrices take default sizes, since tuning them needs the GPU.
 
 import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from sarathi_jax.cli.options import Parser, UsageError
@@ -25,6 +25,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--model", default="mistral-7b", metavar="NAME", help="its shape (default: mistral-7b)")
     parser.add_argument("--gpu", default="a100-80g", help="a100-40g, a100-80g, h100, h200 or a40 (default: a100-80g)")
     parser.add_argument("--mesh", action="append", metavar="tensor=N", help="may be repeated (default: tensor=1)")
+    parser.add_argument("--num-layers", type=int, metavar="N", help="as many layers alone, to be quick (default: all)")
     parser.add_argument("--num-rows", type=int, default=64, metavar="N", help="rows of both steps (default: 64)")
     parser.add_argument("--num-tokens", type=int, default=512, metavar="N", help="of the mixed step (default: 512)")
     parser.add_argument(
@@ -38,8 +39,11 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if min(args.num_rows, args.num_tokens, args.page_size) < 1:
-        raise UsageError("--num-rows, --num-tokens and --page-size must be at least 1: choose larger numbers.")
+    num_layers = 1 if args.num_layers is None else args.num_layers
+    if min(num_layers, args.num_rows, args.num_tokens, args.page_size) < 1:
+        raise UsageError(
+            "--num-layers, --num-rows, --num-tokens and --page-size must be at least 1: choose larger numbers."
+        )
     reports = [report for mesh in args.mesh or ["tensor=1"] for report in report_mesh(args, mesh)]
     if args.json:
         print(json.dumps({"model": args.model, "gpu": args.gpu, "steps": reports}))
@@ -59,6 +63,7 @@ def report_mesh(args: argparse.Namespace, mesh_text: str) -> list[dict[str, Any]
     mesh = described_mesh(args.gpu, shape)
     links = Links(default_system(args.gpu, GPUS_PER_HOST))
     config = find_model(args.model, is_dummy=True).config
+    config = replace(config, num_layers=min(args.num_layers or config.num_layers, config.num_layers))
     dtype = "bfloat16" if config.dtype == "float32" else config.dtype
     reports = []
     for step in STEPS:

@@ -168,7 +168,7 @@ class _Planner:
         parts = num_parts(self.model_state.rules, "mlp", self.model_state.mesh)
         largest = max(self.table.buckets, key=lambda bucket: bucket.num_tokens)
         logits = 6 * largest.num_rows * model.vocab_size * 4
-        widest = 4 * model.hidden_size + (2 * model.intermediate_size + 6 * model.num_heads * model.head_dim) // parts
+        widest = 4 * model.hidden_size + (2 * model.mlp_width + 6 * model.num_heads * model.head_dim) // parts
         return logits + 4 * largest.num_tokens * widest * 4 + (64 << 20)
 
     @property

@@ -1,6 +1,6 @@
 """Golden models as Hugging Face folders, written from the golden files' weights."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,25 +66,30 @@ def make_golden(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Gol
 
 
 @pytest.fixture
-def make_engine() -> Iterator[Callable[[Path], Engine]]:
-    """Model folder -> an engine for two greedy requests, overlapped, with the two programs that these need."""
+def make_engine() -> Iterator[Callable[..., Engine]]:
+    """(model folder, devices by mesh axis) -> an engine for two greedy requests, overlapped, with the two programs that these need.
+
+    Vocabularies are too odd for any mesh, and stay whole.
+    """
     engines = []
 
-    def make(folder: Path) -> Engine:
-        config, mesh, dtype = read_model_config(folder), make_mesh({}), jnp.dtype("float32")
-        state, max_model_len = abstract_model(config, dtype, mesh, MEGATRON), min(config.max_position_embeddings, 136)
+    def make(folder: Path, shape: Mapping[str, int] | None = None) -> Engine:
+        config, mesh, dtype = read_model_config(folder), make_mesh(shape or {}), jnp.dtype("float32")
+        state = abstract_model(config, dtype, mesh, {**MEGATRON, "vocab": None})
+        max_model_len = min(config.max_position_embeddings, 136)
         table = BucketTable(16, 2)
         table.buckets = (Bucket(2, 2, True, Variant.GREEDY), Bucket(16, 2, False, Variant.GREEDY))
-        geometry = Geometry(70, 4, max_model_len // 4, 2, max_model_len, config.vocab_size)
+        geometry = Geometry(70, 4, max_model_len // 4, 2, max_model_len, config.vocab_size, 16)
         kernels = registry.choose_kernels(registry.use_on(mesh.devices.flat[0], dtype, config.head_dim))
         builder = ProgramBuilder(state, geometry, kernels, dtype, CompileLedger())
         programs, params = (
             builder.compile_all(table.buckets, progress=False),
-            load_params(folder, config, state.parameters),
+            load_params(folder, config, state.parameters, state.layout),
         )
-        executor = JaxExecutor(LocalRunner(programs, state.flat(params)), table, geometry, config.eos_token_ids)
+        runner, num_stages = LocalRunner(programs, state.flat(params)), state.num_stages
+        executor = JaxExecutor(runner, table, geometry, config.eos_token_ids, num_stages)
         limits = {name: getattr(geometry, name) for name in SHARED_LIMITS}
-        scheduler = Scheduler("sarathi", token_budget=16, **limits)
+        scheduler = Scheduler("sarathi", token_budget=16, num_microbatches=num_stages, **limits)
         engines.append(Engine(scheduler, executor, VirtualClock(), is_overlapped=True, tokenizer=None))
         return engines[-1]
 

@@ -106,6 +106,8 @@ def random_weights(case: Case, blank: dict[str, np.ndarray], seed: int) -> dict[
         center = case.centers.get(name.split(".")[-2], center)
         draw = rng.normal(center, case.std, blank[name].shape) / WEIGHT_SCALE
         weights[name] = np.clip(np.rint(draw), -127, 127).astype(np.int8)
+        if name.endswith(".gate.weight"):
+            weights[name][list(case.tied_experts)] = 0
     return weights
 
 
@@ -118,7 +120,9 @@ def write_folder(folder: Path, text: str, weights: dict[str, np.ndarray]) -> Non
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
     """The oracle, read from the folder alone; a fresh one for every prompt, since dynamic NTK has a memory."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, attn_implementation="eager", experts_implementation="eager"
+    )
     model.generation_config.eos_token_id = None
     return model.eval()
 

@@ -33,8 +33,16 @@ ENGINE_ALWAYS = {
     *("gemma2-linear-old", "gemma3_text-linear-old"),
     *("falcon-7b", "falcon-grouped", "falcon-sequential"),
 }
+ENGINE_ALWAYS |= {"mixtral-5x3-window-old", "qwen3_moe-6x2-step2"}
 ENGINE_NAMES = [
     pytest.param(name, marks=[] if name in ENGINE_ALWAYS else [pytest.mark.nightly], id=name) for name in NAMES
+]
+# Experts and parallel layers, cut: what the partitioner makes of them must be the same model.
+ON_MESHES = [
+    pytest.param("mixtral-8x2", {"expert": 4}, id="mixtral on 4 experts"),
+    pytest.param("mixtral-8x2", {"stage": 2, "expert": 2, "tensor": 2}, id="mixtral on 2 stages, 2 experts, tensor 2"),
+    pytest.param("qwen3_moe-16x3", {"expert": 2, "tensor": 2}, id="qwen3_moe on 2 experts, tensor 2"),
+    pytest.param("falcon-grouped-one-norm", {"tensor": 4}, id="falcon on tensor 4"),
 ]
 ALL_ROPE_KINDS = {"default", "linear", "dynamic", "llama3", "yarn"}
 # Families that have not all of them, always tie their heads, have no windows, whose heads always fill the hidden size.
@@ -65,8 +73,18 @@ def test_dense_logits_and_tokens_are_those_of_transformers(name: str, make_golde
 def test_engine_tokens_are_those_of_transformers(
     name: str, make_golden: Callable[[str], Any], make_engine: Callable[..., Engine]
 ):
-    golden = make_golden(name)
-    engine, outputs = make_engine(golden.folder), {}
+    assert_same_tokens(make_golden(name), make_engine)
+
+
+@pytest.mark.parametrize(("name", "mesh"), ON_MESHES)
+def test_engine_tokens_on_a_mesh_are_those_of_transformers(
+    name: str, mesh: dict[str, int], make_golden: Callable[[str], Any], make_engine: Callable[..., Engine]
+):
+    assert_same_tokens(make_golden(name), make_engine, mesh)
+
+
+def assert_same_tokens(golden: Any, make_engine: Callable[..., Engine], mesh: dict[str, int] | None = None) -> None:
+    engine, outputs = make_engine(golden.folder, mesh), {}
     for length in golden.lengths("greedy"):
         engine.add_request(golden.arrays[f"prompt/{length}"].tolist(), GREEDY, request_id=length)
     while engine.has_unfinished:

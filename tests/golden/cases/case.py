@@ -15,6 +15,7 @@ class Case:
     old_style_config: config.json as transformers 4 wrote it, with `old_fields` in it too.
     rope: `rope_parameters`.
     vision: arguments of what sees images, where the text model is a part of such a model.
+    tied_experts: those that the router gives exactly the same, whatever the token: a logit of 0.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Case:
     eos: object = 2
     rope: dict = field(default_factory=lambda: {"rope_type": "default", "rope_theta": 10000.0})
     vision: dict | None = None
+    tied_experts: tuple[int, ...] = ()
 
     @property
     def family(self) -> str:
