@@ -22,6 +22,7 @@ from sarathi_jax.models import (
 from sarathi_jax.models.config import ModelConfig
 from sarathi_jax.models.config_fields import ConfigFields
 from sarathi_jax.models.decoder import CausalLM, causal_lm_logits
+from sarathi_jax.models.generative import GenerativeModel, check_model
 from sarathi_jax.models.weights import ParamSource
 
 
@@ -66,8 +67,10 @@ __all__ = [
     "FAMILIES",
     "CausalLM",
     "Family",
+    "GenerativeModel",
     "ModelConfig",
     "causal_lm_logits",
+    "check_model",
     "create_model",
     "ignored_prefixes",
     "param_sources",

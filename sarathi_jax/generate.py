@@ -18,13 +18,13 @@ from sarathi_jax.errors import ConfigError, RequestError
 from sarathi_jax.execution.buckets import BucketTable, Variant
 from sarathi_jax.execution.build import EnginePrograms, choose_dtype, compile_engine
 from sarathi_jax.execution.executor import variant_of
-from sarathi_jax.models import CausalLM
+from sarathi_jax.models import CausalLM, GenerativeModel, check_model
 from sarathi_jax.outputs import CompletionOutput
 from sarathi_jax.sampling_params import SamplingParams
 from sarathi_jax.scheduling.scheduler import Scheduler
 from sarathi_jax.sharding.mesh import axis_size, make_mesh
 from sarathi_jax.sharding.model_state import ModelState, abstract_model, split_model
-from sarathi_jax.sharding.rules import MEGATRON, Rules
+from sarathi_jax.sharding.rules import MEGATRON, Rules, mesh_axes
 
 # Lengths and batches are rounded up to these, so that calls of about the same size share their programs.
 LENGTH_STEP = 256
@@ -75,7 +75,7 @@ def load_model(
 
 
 def generate(
-    model: CausalLM,
+    model: GenerativeModel,
     prompts: Sequence[Any] | jax.Array | np.ndarray,
     max_new_tokens: int = 32,
     *,
@@ -93,14 +93,16 @@ def generate(
     """Continue prompts.
 
     Args:
-      model: of this package, from `load_model` or trained with Flax; its parameters may have changed since the last call.
+      model: of this package, or a Flax NNX module of one's own that keeps to `GenerativeModel` (docs/own-model.md); its parameters may have changed since the
+        last call.
       prompts: a list of i32 arrays, or i32[batch, length], padded on the right where `prompt_lengths` says so.
       prompt_lengths: valid tokens of each row of a padded array; None: all.
       temperature, top_k, top_p: as SamplingParams'.
       key: a jax random key, needed if temperature is above 0; each row's draws depend on the key and the row's number only.
       eos_token_ids: what ends a row; None: the model's; (): nothing.
       mesh, rules: where the model's parameters are to be; None is one device. With an axis `stage`, layers are laid out over a pipeline.
-    Raises: RequestError if a prompt or an option is wrong; ConfigError if the mesh or the rules don't fit the model.
+    Raises: RequestError if a prompt or an option is wrong; ConfigError if the mesh or the rules don't fit the model;
+      ModelError if the model does not keep to the protocol.
     """
     rows = _rows(prompts, prompt_lengths)
     params = [
@@ -114,7 +116,10 @@ def generate(
         )
         for seed in _seeds(key, len(rows), is_needed=temperature > 0)
     ]
-    state, leaves = split_model(model, _check_axes(mesh, "generate", ("data",)), rules)
+    mesh = _check_axes(mesh, "generate", ("data",))
+    if not isinstance(model, CausalLM):
+        check_model(model, is_constrained=bool(mesh_axes(rules, "tokens", mesh)))
+    state, leaves = split_model(model, mesh, rules)
     programs = _programs(state, rows, params[0] if params else SamplingParams(), max_new_tokens)
     engine = _engine(programs, leaves, model.config.eos_token_ids if eos_token_ids is None else tuple(eos_token_ids))
     request_ids = [engine.add_request(row, each) for row, each in zip(rows, params, strict=True)]

@@ -124,8 +124,7 @@ def compile_engine(
 ) -> EnginePrograms:
     """Plan the memory and compile the table's programs. Raises: ConfigError, CapacityError, and what `check` raises: see `compile_all`."""
     use_compile_cache(config.compile_cache)
-    weights_dtype = next(iter(model_state.parameters.values())).dtype
-    kv_dtype = jnp.dtype(weights_dtype if config.kv_dtype == "auto" else config.kv_dtype)
+    kv_dtype = jnp.dtype(model_state.dtype if config.kv_dtype == "auto" else config.kv_dtype)
     planner = _Planner(model_state, config, kv_dtype, table)
     plan, ledger = planner.plan(planner.estimated_temp_bytes()), CompileLedger()
     if planner.is_short(plan):

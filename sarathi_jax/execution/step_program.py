@@ -34,12 +34,15 @@ def make_step(model_state: ModelState, bucket: Bucket, geometry: Geometry, kerne
         model = model_state.merge(params)
         inputs = unpack(packed, bucket, geometry.blocks_per_row)
         layers = list(state.layers)
+        constrain = residual_constraint(model_state, bucket)
         hidden = model.hidden_states(
             keep_whole(model_state, input_tokens(inputs, state.slots)),
             keep_whole(model_state, inputs["positions"]),
             paged_attend(model_state, inputs, layers, bucket, geometry, kernels),
-            residual_constraint(model_state, bucket),
             max_length=geometry.max_model_len,
+            **(
+                {} if constrain is unconstrained else {"constrain": constrain}
+            ),  # a module of one's own need not know of it
         )
         last_hidden = keep_whole(model_state, hidden.at[last_tokens(inputs)].get(mode="clip"))
         slots, out = sample_rows(

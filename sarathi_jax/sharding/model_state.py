@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sarathi_jax.errors import ConfigError
-from sarathi_jax.models import CausalLM, ModelConfig, create_model
+from sarathi_jax.models import CausalLM, GenerativeModel, ModelConfig, create_model
 from sarathi_jax.models.layout import LAYERS, Layout, lay_out
 from sarathi_jax.models.weights import Index, ParamSource, direct_source
 from sarathi_jax.sharding.mesh import axis_size
@@ -65,7 +65,7 @@ class ModelState:
     @property
     def dtype(self) -> jnp.dtype:
         """Of weights and activations."""
-        return next(iter(self.parameters.values())).dtype
+        return next(each.dtype for each in self.parameters.values() if jnp.issubdtype(each.dtype, jnp.floating))
 
     @property
     def vocab_axes(self) -> tuple[str, ...]:
@@ -112,7 +112,9 @@ def abstract_model(config: ModelConfig, dtype: jnp.dtype, mesh: jax.sharding.Mes
     return _describe(model, whole, mesh, rules, layout)
 
 
-def split_model(model: CausalLM, mesh: jax.sharding.Mesh, rules: Rules) -> tuple[ModelState, tuple[jax.Array, ...]]:
+def split_model(
+    model: GenerativeModel, mesh: jax.sharding.Mesh, rules: Rules
+) -> tuple[ModelState, tuple[jax.Array, ...]]:
     """Describe a model that exists, and give its arrays as the flat tuple, sharded by the rules.
 
     Raises: ConfigError if the rules don't fit it, or the mesh needs another layout than the model's own and the model is not one of this package.
@@ -127,7 +129,7 @@ def split_model(model: CausalLM, mesh: jax.sharding.Mesh, rules: Rules) -> tuple
 
 
 def _lay_out_model(
-    model: CausalLM, layout: Layout, mesh: jax.sharding.Mesh, rules: Rules
+    model: GenerativeModel, layout: Layout, mesh: jax.sharding.Mesh, rules: Rules
 ) -> tuple[ModelState, tuple[jax.Array, ...]]:
     """By way of the host's memory, block by block."""
     if not isinstance(model, CausalLM):
@@ -159,7 +161,7 @@ def _whole(index: Index | None, shape: tuple[int, ...]) -> Index:
 
 
 def _describe(
-    model: CausalLM, config: ModelConfig, mesh: jax.sharding.Mesh, rules: Rules, layout: Layout
+    model: GenerativeModel, config: ModelConfig, mesh: jax.sharding.Mesh, rules: Rules, layout: Layout
 ) -> ModelState:
     graph, state = nnx.split(model)
     leaves, treedef = jax.tree.flatten(state)
