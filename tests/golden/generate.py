@@ -81,11 +81,14 @@ def config_text(case: Case) -> str:
 def old_style_rope(rope: dict) -> dict:
     """`rope_parameters` as the fields of transformers 4; one that is by layer type has its local theta in `Case.old_fields`."""
     flat = rope.get("full_attention", rope)
-    theta, kind = flat.pop("rope_theta"), flat.pop("rope_type")
-    # "type" is the older spelling of "rope_type": linear is from its time, models with two embeddings are not.
-    name = "type" if kind == "linear" and flat is rope else "rope_type"
+    theta, kind, rotated = flat.pop("rope_theta"), flat.pop("rope_type"), flat.pop("partial_rotary_factor", None)
+    if kind == "longrope":
+        flat.pop("original_max_position_embeddings")  # it stands outside
+    # "type" is the older spelling of "rope_type": these are from its time, models with two embeddings are not.
+    name = "type" if kind in ("linear", "longrope") and flat is rope else "rope_type"
     scaling = None if kind == "default" else {name: kind, **flat}
-    return {"rope_theta": theta, "rope_scaling": scaling}
+    partial = {} if rotated in (None, 1.0) else {"partial_rotary_factor": rotated}
+    return {"rope_theta": theta, "rope_scaling": scaling} | partial
 
 
 def blank_checkpoint(text: str) -> dict[str, np.ndarray]:

@@ -31,6 +31,7 @@ ENGINE_ALWAYS = {
     *("mistral-linear-old", "mistral-window", "mistral-yarn"),
     *("qwen2-listed-window", "qwen3-upper-window-old"),
     *("gemma2-linear-old", "gemma3_text-linear-old"),
+    "phi3-longrope-partial-old",
     *("falcon-7b", "falcon-grouped", "falcon-sequential"),
 }
 ENGINE_ALWAYS |= {"mixtral-5x3-window-old", "qwen3_moe-6x2-step2"}
@@ -46,7 +47,7 @@ ON_MESHES = [
 ]
 ALL_ROPE_KINDS = {"default", "linear", "dynamic", "llama3", "yarn"}
 # Families that have not all of them, always tie their heads, have no windows, whose heads always fill the hidden size.
-ROPE_KINDS: dict[str, set[str]] = {}
+ROPE_KINDS = {"phi3": {"default", "longrope"}}
 ALWAYS_TIED: set[str] = set()
 WITHOUT_WINDOW = {"llama", "falcon"}
 WITHOUT_HEAD_DIM = {"falcon"}

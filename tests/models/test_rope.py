@@ -68,6 +68,28 @@ def test_yarn_without_truncation_ramps_between_the_dimensions_themselves():
     assert scale == 1.0
 
 
+def test_longrope_has_a_factor_a_pair_and_one_set_up_to_the_trained_length():
+    options: dict[str, Any] = {
+        "kind": "longrope",
+        "original_max_position": 64,
+        "attention_factor": 1.2,
+        "short_factors": (1.0, 1.0, 2.0, 2.0),
+        "long_factors": (1.0, 2.0, 4.0, 8.0),
+    }
+    assert frequencies(64, **options) == pytest.approx([1, 0.1, 0.005, 0.0005], rel=FLOAT32)
+    assert frequencies(65, **options) == pytest.approx([1, 0.05, 0.0025, 0.000125], rel=FLOAT32)
+    angles = rope_angles(RopeConfig(**options), DIM, jnp.array([0, 1]), 65)
+    np.testing.assert_allclose(angles.cos[1], 1.2 * np.cos([1, 0.05, 0.0025, 0.000125]), rtol=0, atol=1e-6)
+
+
+def test_what_is_not_rotated_has_angle_zero_whatever_the_rest_is_scaled_by():
+    """Of 16 elements 8 are rotated: four pairs with the frequencies of a head of 8, and four that stay."""
+    scaled = RopeConfig(kind="yarn", original_max_position=64, attention_factor=2.0)
+    angles = rope_angles(scaled, 16, jnp.array([3]), 64, rotary_dim=DIM)
+    np.testing.assert_allclose(angles.cos[0], [*2 * np.cos(3 * np.array(BASE)), 1, 1, 1, 1], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(angles.sin[0], [*2 * np.sin(3 * np.array(BASE)), 0, 0, 0, 0], rtol=0, atol=1e-6)
+
+
 def test_angles_are_position_times_frequency():
     positions = [0, 1, 7, 2047]
     angles = rope_angles(RopeConfig(), DIM, jnp.array(positions), 4096)

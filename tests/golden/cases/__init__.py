@@ -5,7 +5,7 @@ form of transformers 5 and of transformers 4; windows of 7 to 48 tokens before p
 that are no multiple of 8; one, several and no end-of-sequence ids.
 """
 
-from cases import falcon, gemma2, gemma3, llama, mistral, mixtral, qwen2, qwen3, qwen3_moe
+from cases import falcon, gemma2, gemma3, llama, mistral, mixtral, phi3, qwen2, qwen3, qwen3_moe
 
-FAMILIES = (llama, mistral, qwen2, qwen3, gemma2, gemma3, falcon, mixtral, qwen3_moe)
+FAMILIES = (llama, mistral, qwen2, qwen3, gemma2, gemma3, phi3, falcon, mixtral, qwen3_moe)
 CASES = tuple(case for family in FAMILIES for case in family.CASES)
