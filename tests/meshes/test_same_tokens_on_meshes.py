@@ -59,6 +59,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "hidden_size": 64,
         "alibi": False,
     },
+    "phi3": {**SIZES, "sliding_window": 9, "partial_rotary_factor": 0.5, "bos_token_id": 1, "pad_token_id": 0},
     # Two layers a stage, since they come in two kinds.
     "gemma2": {**SIZES, "num_hidden_layers": 8, "sliding_window": 9, "tie_word_embeddings": True},
     "gemma3_text": {
