@@ -29,7 +29,7 @@ def model_shape(config: ModelConfig, itemsize: int, kv_dtype: str) -> ModelShape
         vocab_size=config.vocab_size,
         num_mlp_matrices=3 if config.is_mlp_gated else 2,
         num_experts=moe.num_experts if moe else 0,
-        experts_per_token=moe.num_experts_per_token if moe else 0,
+        experts_per_token=moe.num_experts if moe else 0,  # all work for every token: see sarathi_jax/models/moe.py
         dense_layers=moe.dense_layers if moe else (),
         dense_mlp_size=config.intermediate_size if moe and moe.dense_layers else 0,
         num_all_reduces_per_layer=2 if config.block == "sequential" else 1,

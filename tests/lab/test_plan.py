@@ -14,7 +14,6 @@ from sarathi_jax.execution.device_state import kv_bytes_per_page
 from sarathi_jax.lab.cost_inputs import cuts_of, model_shape, unpriced
 from sarathi_jax.lab.plan import Layout, Load, full_step
 from sarathi_jax.lab.plan_task import PlanTask, make_task
-from sarathi_jax.models.config import MoEConfig
 from sarathi_jax.sharding.mesh import make_mesh
 from sarathi_jax.sharding.model_state import abstract_model
 from sarathi_jax.sharding.rules import MEGATRON, REPLICATED, SEQUENCE
@@ -204,15 +203,12 @@ def test_the_context_is_what_the_model_takes() -> None:
 
 def test_experts_add_an_axis() -> None:
     """16 = 2 x 2 x 2 x 2 over two hosts of 8: with experts there are as many ways as four factors have."""
-    plans = task("mistral-7b", 1, 8)
-    config = replace(plans.config, moe=MoEConfig(num_experts=8, num_experts_per_token=2, expert_size=14336))
-    routed = replace(plans, deployment=replace(plans.deployment, model=model_shape_of(config)))
-    found = layouts(routed)
+    found = layouts(task("mixtral-8x7b", 1, 8))
     assert len(found) == math.comb(3 + 3, 3)
     assert decode_s(found["expert=8"]) > 0
 
 
-def model_shape_of(config: Any) -> Any:
-    """Of a model with experts, whose modules are not needed."""
-    dense = model_shape(replace(config, moe=None), 2, "bfloat16")
-    return replace(dense, num_experts=8, experts_per_token=2)
+def test_every_expert_works_for_every_token() -> None:
+    """As the program has it: one MLP of eight times the width."""
+    shape = model_shape(BUILTIN_MODELS["mixtral-8x7b"], 2, "bfloat16")
+    assert (shape.num_experts, shape.experts_per_token) == (8, 8)

@@ -1,7 +1,7 @@
 """Same tokens on every mesh, for every family: what a dense forward on one device gives, by an engine that preempts and has a prefix cache."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "sliding_window": 9,
         "layer_types": ["sliding_attention", "full_attention"] * 4,
         "tie_word_embeddings": True,
+    },
+    "mixtral": {**SIZES, "num_local_experts": 8, "sliding_window": 9},
+    "qwen3_moe": {
+        **SIZES,
+        "num_hidden_layers": 8,
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 16,
+        "decoder_sparse_step": 2,
     },
 }
 ENGINE = EngineConfig(token_budget=16, max_num_seqs=4, max_model_len=MAX_LEN, page_size=4, num_pages=60)
@@ -242,20 +251,28 @@ MESHES: dict[str, dict[str, int]] = {
     "stage 2 x tensor 4": {"stage": 2, "tensor": 4},
     "data 2 x tensor 4": {"data": 2, "tensor": 4},
 }
+EXPERT_MESHES: dict[str, dict[str, int]] = {
+    "expert 4": {"expert": 4},
+    "expert 2 x tensor 4": {"expert": 2, "tensor": 4},
+    "stage 2 x expert 2 x tensor 2": {"stage": 2, "expert": 2, "tensor": 2},
+}
 # Each cut once; the others of a family differ from them in nothing that is the family's.
 ALWAYS = ("tensor 8", "stage 2 x tensor 4")
-CASES = [
-    pytest.param(
-        family, name, marks=[] if family == "llama" or name in ALWAYS else [pytest.mark.nightly], id=f"{family} {name}"
-    )
-    for family in FAMILIES
-    for name in MESHES
-]
+ALWAYS_WITH_EXPERTS = ("expert 4", "stage 2 x expert 2 x tensor 2")
+WITH_EXPERTS = ("mixtral", "qwen3_moe")
 
 
-@pytest.mark.parametrize(("family", "name"), CASES)
+def cases() -> Iterator[Any]:
+    for family in FAMILIES:
+        has_experts = family in WITH_EXPERTS
+        for name in [*MESHES, *(EXPERT_MESHES if has_experts else ())]:
+            is_always = family == "llama" or name in (ALWAYS_WITH_EXPERTS if has_experts else ALWAYS)
+            yield pytest.param(family, name, marks=[] if is_always else [pytest.mark.nightly], id=f"{family} {name}")
+
+
+@pytest.mark.parametrize(("family", "name"), [*cases()])
 def test_tokens_are_those_of_one_device(family: str, name: str, make_family: Callable[[str], FamilyModel]) -> None:
-    model, mesh = make_family(family), MESHES[name]
+    model, mesh = make_family(family), (MESHES | EXPERT_MESHES)[name]
     run = run_on_mesh(model.folder, mesh)
     assert run.tokens == model.tokens * 2
     assert run.num_preemptions > 0
@@ -271,6 +288,13 @@ def test_other_rules_give_the_same_tokens(
 ) -> None:
     model = make_family("llama")
     assert run_on_mesh(model.folder, mesh, rules).tokens == model.tokens * 2
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("rules", [REPLICATED, SEQUENCE], ids=["replicated", "sequence"])
+def test_other_rules_give_experts_the_same_tokens(rules: Any, make_family: Callable[[str], FamilyModel]) -> None:
+    model = make_family("mixtral")
+    assert run_on_mesh(model.folder, {"expert": 2, "tensor": 2}, rules).tokens == model.tokens * 2
 
 
 def test_penalties_and_logprobs_go_through_a_pipeline(make_family: Callable[[str], FamilyModel]) -> None:
