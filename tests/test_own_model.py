@@ -53,7 +53,7 @@ def test_tokens_are_those_of_the_plain_forward(expected: list[list[int]], mesh: 
 class Constrained(Counter):
     """It lets the rules say where the residual stream is."""
 
-    def hidden_states(self, *args: Any, constrain: Any = lambda x: x, **options: Any) -> jax.Array:
+    def hidden_states(self, *args: Any, constrain: Any, **options: Any) -> jax.Array:
         return constrain(super().hidden_states(*args, **options))
 
 

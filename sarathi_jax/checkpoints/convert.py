@@ -33,8 +33,9 @@ DTYPES = ("float32", "bfloat16", "float16")
 # Logical axes of few and large items, which meshes cut: each item is a chunk of its own at least.
 PIECE_AXES = ("expert", "heads", "kv_heads")
 CHUNK_BYTES = 4 << 20
-# Parameters that are read while one is written.
-READ_AHEAD = 2
+# Parameters that are read while others are written: so many at a time, and so many bytes of them in memory, unless one alone is larger.
+NUM_READERS = 2
+READ_AHEAD_BYTES = 1 << 30
 COPIED_SUFFIXES = (".json", ".jinja", ".model", ".txt")
 COPIED_NAMES = ("LICENSE", "NOTICE", "USE_POLICY.md")
 WEIGHTS_INDEX = ".safetensors.index.json"
@@ -116,7 +117,7 @@ class _ParameterHandler(ocp.type_handlers.NumpyHandler):
         infos: Sequence[ocp.type_handlers.ParamInfo],
         args: Sequence[ocp.SaveArgs] | None = None,
     ) -> list[Any]:
-        with ThreadPoolExecutor(READ_AHEAD, thread_name_prefix="convert") as pool:
+        with ThreadPoolExecutor(NUM_READERS, thread_name_prefix="convert") as pool:
             arrays = _read_ahead(pool, values)
             for array, info, arg in zip(arrays, infos, args or [ocp.SaveArgs()] * len(values), strict=True):
                 for written in await super().serialize([array], [info], [arg]):
@@ -126,13 +127,17 @@ class _ParameterHandler(ocp.type_handlers.NumpyHandler):
 
 
 def _read_ahead(pool: ThreadPoolExecutor, parameters: Iterable[_Parameter]) -> Iterator[np.ndarray]:
-    waiting: deque[Future[np.ndarray]] = deque()
+    waiting: deque[tuple[int, Future[np.ndarray]]] = deque()
+    num_bytes = 0
     for parameter in parameters:
-        waiting.append(pool.submit(parameter.read))
-        if len(waiting) > READ_AHEAD:
-            yield waiting.popleft().result()
+        while waiting and num_bytes + parameter.nbytes > READ_AHEAD_BYTES:
+            read_bytes, read = waiting.popleft()
+            yield read.result()
+            num_bytes -= read_bytes
+        waiting.append((parameter.nbytes, pool.submit(parameter.read)))
+        num_bytes += parameter.nbytes
     while waiting:
-        yield waiting.popleft().result()
+        yield waiting.popleft()[1].result()
 
 
 def _write_parameters(folder: Path, config: ModelConfig, parameters: Sequence[_Parameter], bar: "tqdm[Any]") -> None:

@@ -2,8 +2,9 @@
 
 import json
 import shutil
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import ml_dtypes
@@ -20,7 +21,7 @@ from sarathi_jax.checkpoints.loader import load_params
 from sarathi_jax.checkpoints.model_config import read_model_config
 from sarathi_jax.checkpoints.model_source import find_model
 from sarathi_jax.errors import CapacityError, ConfigError, ModelError, ModelNotFoundError
-from sarathi_jax.models import param_sources
+from sarathi_jax.models import FAMILIES, param_sources
 from sarathi_jax.sharding.mesh import make_mesh
 from sarathi_jax.sharding.model_state import ModelState, abstract_model
 from sarathi_jax.sharding.rules import MEGATRON
@@ -42,10 +43,10 @@ CONFIG: dict[str, Any] = {
 MESHES = [{}, {"tensor": 4}, {"tensor": 8}, {"stage": 2, "tensor": 2}, {"expert": 2, "tensor": 2}]
 
 
-def write_model(folder: Path, dtype: Any = np.float32, **config: Any) -> Path:
-    """Random weights of a tiny Llama as the safetensors library writes them, and what lies beside them."""
+def write_model(folder: Path, dtype: Any = np.float32, config_path: Path | None = None, **config: Any) -> Path:
+    """Random weights as the safetensors library writes them: of a tiny Llama, or what another configuration asks for."""
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(CONFIG | config))
+    (folder / "config.json").write_text(config_path.read_text() if config_path else json.dumps(CONFIG | config))
     rng = np.random.default_rng(0)
     specs = [spec for source in param_sources(read_model_config(folder)).values() for spec in source.tensors]
     save_file({spec.name: rng.normal(size=spec.shape).astype(dtype) for spec in specs}, folder / "model.safetensors")
@@ -93,6 +94,16 @@ def nothing_beside(folder: Path) -> bool:
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_every_mesh_reads_the_same_bits_from_either(model: Path, converted: Path, mesh: dict[str, int]) -> None:
     check_same(load(converted, mesh), load(model, mesh))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_familys_parameters_come_through(tmp_path: Path, family: str) -> None:
+    golden = sorted(
+        (Path(__file__).parent.parent / "golden" / "data").glob(f"{family.replace('_', '?')}-*/config.json")
+    )[0]
+    model = write_model(tmp_path / "model", ml_dtypes.bfloat16, golden)
+    converted = convert(model, tmp_path / "converted").folder
+    check_same(load(converted), load(model))
 
 
 def test_orbax_itself_restores_it_onto_a_mesh(model: Path, converted: Path) -> None:
@@ -261,3 +272,31 @@ def test_nothing_is_compressed(tmp_path: Path) -> None:
     save_file({spec.name: np.zeros(spec.shape, np.float32) for spec in all_specs(model)}, model / "model.safetensors")
     done = convert(model, tmp_path / "converted")
     assert sum(path.stat().st_size for path in (done.folder / "orbax").rglob("d/*")) >= done.num_bytes
+
+
+def test_no_more_is_read_ahead_than_there_is_memory_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversion, "READ_AHEAD_BYTES", 100)
+    sizes, started = [40, 40, 40, 500, 10, 60, 50], list[int]()
+
+    class Sized:
+        def __init__(self, num_bytes: int) -> None:
+            self.nbytes = num_bytes
+
+        def read(self) -> np.ndarray:
+            return np.zeros(self.nbytes, np.uint8)
+
+    class Pool:
+        """Reads at once."""
+
+        def submit(self, read: Any) -> Future[np.ndarray]:
+            future: Future[np.ndarray] = Future()
+            future.set_result(read())
+            started.append(future.result().nbytes)
+            return future
+
+    pool, parameters = cast(Any, Pool()), cast(Any, [Sized(size) for size in sizes])
+    for number, array in enumerate(conversion._read_ahead(pool, parameters)):
+        assert array.nbytes == sizes[number]
+        assert sum(started[number:]) <= max(100, sizes[number])
+        assert number != 4 or started[number:] == [10, 60]
+    assert started == sizes
