@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sarathi_jax.config import EngineConfig
+    from sarathi_jax.follow import follow
     from sarathi_jax.generate import generate, load_model
     from sarathi_jax.llm import LLM
     from sarathi_jax.restore import restore
@@ -18,11 +19,12 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["LLM", "EngineConfig", "SamplingParams", "__version__", "generate", "load_model", "restore"]
+__all__ = ["LLM", "EngineConfig", "SamplingParams", "__version__", "follow", "generate", "load_model", "restore"]
 
 _HOMES = {
     "EngineConfig": "sarathi_jax.config",
     "LLM": "sarathi_jax.llm",
+    "follow": "sarathi_jax.follow",
     "SamplingParams": "sarathi_jax.sampling_params",
     "generate": "sarathi_jax.generate",
     "load_model": "sarathi_jax.generate",

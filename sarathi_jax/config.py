@@ -60,6 +60,14 @@ class EngineConfig:
     compile_cache: str | None = _field(
         None, "folder that keeps compiled programs; unset: the user's cache folder; empty: none"
     )
+    num_processes: int | None = _field(
+        None, "processes that run the model together; without a coordinator, the others are started on this machine"
+    )
+    process_id: int | None = _field(None, "which of them this is; 0 leads; unset: what Slurm or Kubernetes says")
+    coordinator: str | None = _field(
+        None,
+        "HOST:PORT where process 0 listens for the others (jax takes the next port); auto: from Slurm or Kubernetes",
+    )
 
     def __post_init__(self) -> None:
         for name in ("token_budget", "max_num_seqs", "page_size"):
@@ -70,10 +78,14 @@ class EngineConfig:
             "max_num_partial_prefills",
             "long_prefill_token_threshold",
             "preempt_every_steps",
+            "num_processes",
         ):
             if (value := getattr(self, name)) is not None:
                 _check_int(name, value, 1)
         _check_int("seed", self.seed, 0)
+        if self.process_id is not None:
+            _check_int("process_id", self.process_id, 0)
+        _check_coordinator(self.coordinator)
         if self.page_size & (self.page_size - 1):
             raise ConfigError(
                 f"page_size={self.page_size} must be a power of two: kernels split positions by shifts. Use 16."
@@ -118,6 +130,24 @@ class EngineConfig:
 
 
 MESH_AXES = ("data", "stage", "expert", "tensor")
+
+
+AUTO_COORDINATOR = "auto"
+
+
+def _check_coordinator(value: str | None) -> None:
+    if value is None or value == AUTO_COORDINATOR:
+        return
+    host, _, port = value.rpartition(":")
+    # jax takes the next port.
+    if not host or not port.isdigit() or not 0 < int(port) < 65535:
+        raise ConfigError(
+            f"coordinator must be HOST:PORT or {AUTO_COORDINATOR}, with a port below 65535, got {value!r}: write node1:7700."
+        )
+    if host.strip("[]") in ("0.0.0.0", "::", "*"):
+        raise ConfigError(
+            f"coordinator must name one address of process 0's host, got {value!r}, which means all of them: name the one that the others reach."
+        )
 
 
 def _check_int(name: str, value: object, low: int) -> None:

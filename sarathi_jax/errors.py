@@ -7,6 +7,7 @@
     |   `-- ModelNotFoundError   it is not there                                       (also a FileNotFoundError)
     |-- CapacityError        what was asked for does not fit the memory, or the disk, there is
     `-- EngineError          a step failed, or an invariant of the engine does not hold
+        `-- GroupError           a process of the engine's group is lost, and the engine with it
 
 An `AssertionError` is always a fault of this package, never of its user.
 """
@@ -42,3 +43,7 @@ class CapacityError(SarathiError):
 
 class EngineError(SarathiError):
     """A step failed, or the engine can't go on."""
+
+
+class GroupError(EngineError):
+    """A process of the engine's group is lost: no step can run any more. The process that gets this should end."""

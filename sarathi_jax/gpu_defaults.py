@@ -117,15 +117,19 @@ def use_cpu() -> None:
             jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
 
 
-def import_jax_quietly() -> None:
-    """With the plugin and without a driver, each of jax's CUDA libraries says on standard error that it finds none, whatever log level is set."""
+def import_jax_quietly(*, makes_devices: bool = True) -> None:
+    """With the plugin and without a driver, each of jax's CUDA libraries says on standard error that it finds none, whatever log level is set.
+
+    makes_devices: not if this process has to join others first, since jax makes its devices once."""
     if not has_plugin() or has_driver() or "jax" in sys.modules:
         return
     with (
         quiet_libraries(),
         suppress(RuntimeError),
     ):  # whoever needs the devices asks again, and hears why there are none
-        import_module("jax").devices()
+        jax = import_module("jax")
+        if makes_devices:
+            jax.devices()
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """LLM: a model, its tokenizer and an engine, for offline batches, chat and streams."""
 
+import atexit
 import dataclasses
 import difflib
 import sys
@@ -8,27 +9,26 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from tqdm import tqdm
 
-from sarathi_jax.checkpoints.loader import dummy_params, load_params
 from sarathi_jax.checkpoints.model_source import ModelSource, find_model
 from sarathi_jax.clock import WallClock
 from sarathi_jax.config import EngineConfig
 from sarathi_jax.engine.engine import Engine, Prompt
 from sarathi_jax.engine.replicas import AnyEngine, EngineReplicas
 from sarathi_jax.errors import ConfigError, EngineError, ModelNotFoundError, RequestError
-from sarathi_jax.execution.build import EnginePrograms, build_engine, choose_dtype
+from sarathi_jax.execution.build import EnginePrograms
 from sarathi_jax.execution.compile_ledger import CompileLedger
 from sarathi_jax.execution.executor import JaxExecutor
+from sarathi_jax.execution.led_group import LedGroup
+from sarathi_jax.execution.replicas import build_replicas, start_replicas
+from sarathi_jax.group.leader import Leader
+from sarathi_jax.group.place import find_place
 from sarathi_jax.outputs import RequestOutput, StreamEvent
 from sarathi_jax.sampling_params import SamplingParams
 from sarathi_jax.scheduling.policies import make_policy
 from sarathi_jax.scheduling.policy import Policy
 from sarathi_jax.scheduling.scheduler import Scheduler
-from sarathi_jax.sharding.mesh import make_mesh, replica_meshes
-from sarathi_jax.sharding.model_state import abstract_model
-from sarathi_jax.sharding.rules import find_rules
 from sarathi_jax.text.chat import encode_chat
 from sarathi_jax.text.chat_template import ChatTemplate
 from sarathi_jax.text.tokenizer import Tokenizer
@@ -43,21 +43,28 @@ class LLM:
       model: "demo", a folder in Hugging Face format, or a hub id.
       progress: show bars while weights load and programs compile; None: if standard error is a terminal.
       options: fields of EngineConfig.
-    Raises: ConfigError, ModelError, CapacityError.
+    Raises: ConfigError, ModelError, CapacityError; GroupError if one of several processes is lost on the way.
 
-    Not safe to share between threads; streams and batches of one thread may be mixed.
+    Not safe to share between threads; streams and batches of one thread may be mixed. With several processes this one leads, and the others `follow`.
     """
 
     def __init__(self, model: str = "demo", *, progress: bool | None = None, **options: Any) -> None:
-        self.config = _engine_config(model, options)
+        self.config = engine_config(model, options)
+        self._group = _lead_group(self.config)
+        try:
+            self._start(sys.stderr.isatty() if progress is None else progress)
+        except BaseException as error:
+            if self._group is not None:
+                self._group.fail(error)
+            raise
+
+    def _start(self, has_bars: bool) -> None:
         source = find_model(self.config.model, is_dummy=self.config.load_format == "dummy")
         self.model_config = source.config
         self.tokenizer = None if source.folder is None else _load_tokenizer(source.folder)
         self._template = None if source.folder is None else ChatTemplate.from_folder(source.folder)
         policy = make_policy(self.config.policy)
-        has_bars = sys.stderr.isatty() if progress is None else progress
-        meshes = replica_meshes(make_mesh(self.config.mesh_shape))
-        built = [_build(source, self.config, mesh, has_bars) for mesh in meshes]
+        built = _build(source, self.config, has_bars, self._group)
         self.compile_ledger: CompileLedger = built[0][0].ledger
         for programs, _ in built[1:]:
             self.compile_ledger.absorb(programs.ledger)
@@ -71,7 +78,9 @@ class LLM:
         self._outputs: dict[str, RequestOutput] = {}
         self._events: dict[str, list[StreamEvent]] = {}
         # Also when the process ends, or nobody holds this object any more.
-        self._finalizer = weakref.finalize(self, _close, self.engine, self._template)
+        self._finalizer = weakref.finalize(self, _close, self.engine, self._template, self._group)
+        if self._group is not None:
+            atexit.register(self._finalizer)  # before jax takes leave of the other processes, which wait for calls
 
     def generate(
         self,
@@ -197,7 +206,21 @@ class LLM:
         return encode_chat(self.tokenizer, self._template, messages, tools)
 
 
-def _engine_config(model: str, options: Mapping[str, Any]) -> EngineConfig:
+def _lead_group(config: EngineConfig) -> LedGroup | None:
+    """The group that this process leads; None: it is alone. Raises: ConfigError if it has to follow; what LedGroup raises."""
+    place = find_place(config)
+    if place is None:
+        return None
+    if not place.is_leader:
+        raise ConfigError(
+            f"Only process 0 of a group takes requests, got process_id={place.process_id}: call sarathi_jax.follow with the same options, or run"
+            " `sarathi-jax follow`."
+        )
+    return LedGroup(config, place)
+
+
+def engine_config(model: str, options: Mapping[str, Any]) -> EngineConfig:
+    """Options as they come from Python. Raises: ConfigError, with the closest name there is, if there is no such option."""
     names = {field.name for field in dataclasses.fields(EngineConfig)}
     for name in options:
         if name not in names:
@@ -209,10 +232,12 @@ def _engine_config(model: str, options: Mapping[str, Any]) -> EngineConfig:
     return EngineConfig(model=model, **options)
 
 
-def _close(engine: AnyEngine, template: ChatTemplate | None) -> None:
+def _close(engine: AnyEngine, template: ChatTemplate | None, group: LedGroup | None) -> None:
     engine.close()
     if template is not None:
         template.close()
+    if group is not None:
+        group.close()
 
 
 def _load_tokenizer(folder: Path) -> Tokenizer | None:
@@ -223,17 +248,18 @@ def _load_tokenizer(folder: Path) -> Tokenizer | None:
 
 
 def _build(
-    source: ModelSource, config: EngineConfig, mesh: jax.sharding.Mesh, progress: bool
-) -> tuple[EnginePrograms, JaxExecutor]:
-    dtype = choose_dtype(config.dtype, source.config, mesh)
-    state = abstract_model(source.config, dtype, mesh, find_rules(config.rules))
+    source: ModelSource, config: EngineConfig, progress: bool, group: LedGroup | None
+) -> list[tuple[EnginePrograms, JaxExecutor]]:
+    """What runs each replica of the engine."""
+    if group is None:
+        replicas = build_replicas(source, config, progress=progress)
+        return start_replicas(replicas, progress=progress)
 
-    def load() -> Sequence[Any]:
-        if config.load_format == "dummy" or source.folder is None:
-            return state.flat(dummy_params(state.parameters, config.seed))
-        return state.flat(load_params(source.folder, source.config, state.parameters, state.layout, progress=progress))
+    def build(leader: Leader) -> list[tuple[EnginePrograms, JaxExecutor]]:
+        replicas = build_replicas(source, config, progress=progress, group=leader)
+        return start_replicas(replicas, progress=progress, leader=leader)
 
-    return build_engine(state, config, load, progress=progress)
+    return group.run(source, build)
 
 
 def _make_engine(

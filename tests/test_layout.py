@@ -16,26 +16,28 @@ CODE_FOLDERS = ("sarathi_jax", "kernels", "models", "serve", "tests", "benchmark
 
 # What each part of the package may import from it. `sarathi_jax.x.y` belongs to x.
 BASE = ["errors", "clock", "gpu_defaults", "sampling_params", "config", "outputs"]
-HOST = [*BASE, "text", "scheduling", "engine", "simulation"]
+HOST = [*BASE, "text", "scheduling", "engine", "simulation", "group"]
 DEVICE = [*BASE, "kernels", "models", "sharding", "checkpoints", "execution"]
-TOP = ["generate", "restore", "llm", "lab", "serve", "cli"]
+TOP = ["generate", "restore", "llm", "follow", "lab", "serve", "cli"]
 BELOW = {
     **{name: set(BASE[:position]) for position, name in enumerate(BASE)},
     "text": set(BASE),
     "scheduling": set(BASE),
     "engine": {*BASE, "scheduling", "text"},
     "simulation": {*BASE, "scheduling", "engine"},
+    "group": set(BASE),
     "kernels": set(BASE),
     "models": {*BASE, "kernels"},
     "sharding": {*BASE, "kernels", "models"},
     "checkpoints": {*BASE, "kernels", "models"},
-    "execution": {*BASE, "kernels", "models", "sharding", "checkpoints"},
+    "execution": {*BASE, "kernels", "models", "sharding", "checkpoints", "group"},
     "generate": {*HOST, *DEVICE},
     "restore": set(DEVICE),
     "llm": {*HOST, *DEVICE, "generate"},
+    "follow": {*HOST, *DEVICE, "llm"},
     "lab": {*HOST, *DEVICE},
-    "serve": {*HOST, *DEVICE, "generate", "llm"},
-    "cli": {*HOST, *DEVICE, "generate", "llm", "lab", "serve", "__version__"},
+    "serve": {*HOST, *DEVICE, "generate", "llm", "follow"},
+    "cli": {*HOST, *DEVICE, "generate", "llm", "follow", "lab", "serve", "__version__"},
     "": set(),
 }
 # The two columns meet in the executor: it takes schedules and fulfils the engine's port.
@@ -173,7 +175,8 @@ def test_no_module_is_loaded_twice_under_a_bare_name() -> None:
 
 
 def test_public_names_are_there() -> None:
-    assert {"LLM", "SamplingParams", "EngineConfig", "generate", "load_model", "restore"} <= set(sarathi_jax.__all__)
+    public = {"LLM", "SamplingParams", "EngineConfig", "follow", "generate", "load_model", "restore"}
+    assert public <= set(sarathi_jax.__all__)
     for name in sarathi_jax.__all__:
         assert getattr(sarathi_jax, name) is not None
 

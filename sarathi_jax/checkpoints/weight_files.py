@@ -51,6 +51,14 @@ def open_weights(folder: Path | str, config: ModelConfig) -> WeightFiles:
     return WeightFiles(arrays, sources)
 
 
+def weight_paths(folder: Path) -> list[Path]:
+    """The files that `open_weights` reads from."""
+    orbax = folder / ORBAX_NAME
+    if orbax.is_dir():
+        return sorted(path for path in orbax.rglob("*") if path.is_file())
+    return sorted(folder.glob("*.safetensors"))
+
+
 def _check_version(folder: Path, metadata: Mapping[str, Any]) -> None:
     """A checkpoint without a version was written by somebody's training, in today's layout or in one that the names and shapes tell of."""
     version = metadata.get(FORMAT_KEY, FORMAT_VERSION)

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Protocol, cast
 
 from sarathi_jax import __version__
+from sarathi_jax.cli.model_options import place_of
 from sarathi_jax.cli.options import Parser, UsageError, did_you_mean
 from sarathi_jax.errors import EngineError, SarathiError
 from sarathi_jax.gpu_defaults import apply_defaults, import_jax_quietly
@@ -20,6 +21,7 @@ COMMANDS = {
     "chat": "talk with a model in the terminal",
     "bench latency": "time a small batch of equal requests, repeatedly",
     "bench throughput": "run many requests, from given lengths or from a trace",
+    "follow": "be one of several processes that run a model together",
     "plan": "what a model takes on GPUs that need not be here: memory, time of its steps, collectives",
     "kernels report": "what the compilers make of each GPU kernel, for GPUs that need not be here",
     "kernels step": "compile a model's whole step for GPUs that need not be here",
@@ -85,8 +87,12 @@ def overview(commands: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
+def command_module(name: str) -> Command:
+    return cast(Command, import_module(f"sarathi_jax.cli.{name.replace(' ', '_')}"))
+
+
 def run_command(name: str, words: Sequence[str]) -> int:
-    command = cast(Command, import_module(f"sarathi_jax.cli.{name.replace(' ', '_')}"))
+    command = command_module(name)
     prog = f"sarathi-jax {name}"
     usage = f"{prog} {WORDS.get(name, '[MODEL] ')}[options]"
     parser = Parser(prog=prog, usage=usage, description=command.__doc__, epilog=f"examples:\n{command.EXAMPLES}")
@@ -95,8 +101,11 @@ def run_command(name: str, words: Sequence[str]) -> int:
         args = parser.parse(words)
     except SystemExit as printed_help:
         return int(printed_help.code or 0)
+    place = place_of(args)
+    if place is not None and not place.is_leader:
+        command = command_module("follow")  # whatever the command: process 0 runs it
     apply_defaults()
-    import_jax_quietly()
+    import_jax_quietly(makes_devices=place is None)
     return command.run(args)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sarathi_jax.cli.options import Parser, UsageError, add_fields, given_fields
 from sarathi_jax.config import EngineConfig
+from sarathi_jax.group.place import Place, find_place
 
 if TYPE_CHECKING:
     from sarathi_jax.llm import LLM
@@ -35,6 +36,12 @@ def engine_config(args: argparse.Namespace) -> EngineConfig:
 
     Raises: ConfigError; UsageError if the model was named twice, differently."""
     return EngineConfig(model=model_name(args), **given_fields(args, EngineConfig, skip=("model",)))
+
+
+def place_of(args: argparse.Namespace) -> Place | None:
+    """Where this process stands in a group of several; None: it is alone. Raises: as `engine_config`; ConfigError if the options don't say where."""
+    is_asked_for = {"num_processes", "process_id", "coordinator"} & vars(args).keys()
+    return find_place(engine_config(args)) if is_asked_for else None
 
 
 @contextmanager

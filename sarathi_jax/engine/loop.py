@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from sarathi_jax.clock import Clock
 from sarathi_jax.engine.executor import Executor, StepHandle
 from sarathi_jax.engine.records import StepRecord, record_step
-from sarathi_jax.errors import EngineError
+from sarathi_jax.errors import EngineError, GroupError
 from sarathi_jax.scheduling.schedule import Schedule
 from sarathi_jax.scheduling.scheduler import Scheduler, TokenOutput
 
@@ -53,6 +53,7 @@ class StepLoop:
         # A step of a pipeline is done after as many ticks as there are stages: that many steps are under way at a time.
         self._max_in_flight = scheduler.limits.num_microbatches - 1 + is_overlapped
         self._num_failures_in_a_row = 0
+        self._end: GroupError | None = None
 
     @property
     def is_idle(self) -> bool:
@@ -63,8 +64,17 @@ class StepLoop:
         """Run one turn: dispatch a step, and take in what came of the oldest one, once there are as many under way as the loop allows.
 
         does_wait: whether to wait for that one; if not, a turn in which it is not done yet brings nothing.
-        Raises: EngineError if steps fail again and again, or unfinished requests can't run.
+        Raises: EngineError if steps fail again and again, or unfinished requests can't run. GroupError, now and ever after, if a process is lost.
         """
+        if self._end is not None:
+            raise self._end
+        try:
+            return self._turn(does_wait=does_wait)
+        except GroupError as error:
+            self._end = error
+            raise
+
+    def _turn(self, *, does_wait: bool) -> list[TokenOutput]:
         is_full = len(self._in_flight) > self._max_in_flight
         launched = None if is_full else self._launch()
         if launched is not None:
@@ -98,6 +108,8 @@ class StepLoop:
         self._lost.discard(flight.schedule.step)
         try:
             result = flight.handle.result()
+        except GroupError:
+            raise
         except EngineError as error:
             self._give_up(flight.schedule, error)
             return []

@@ -1,9 +1,9 @@
-"""From a model and the engine's options to a running executor: mesh, memory plan, weights and programs, the last two side by side."""
+"""From a model and the engine's options to what runs it: memory plan, weights and programs, the last two side by side."""
 
-import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import jax
@@ -13,18 +13,19 @@ from sarathi_jax.config import EngineConfig
 from sarathi_jax.errors import CapacityError, ConfigError
 from sarathi_jax.execution.buckets import BucketTable
 from sarathi_jax.execution.compile_ledger import CompileLedger
-from sarathi_jax.execution.device_runner import LocalRunner
+from sarathi_jax.execution.device_runner import LocalRunner, Runner
 from sarathi_jax.execution.device_state import kv_bytes_per_page
 from sarathi_jax.execution.executor import JaxExecutor
 from sarathi_jax.execution.memory_plan import MemoryPlan, device_limit_bytes, plan_memory
 from sarathi_jax.execution.packing import Geometry
-from sarathi_jax.execution.programs import ProgramBuilder, Programs, use_compile_cache
+from sarathi_jax.execution.programs import NO_PROGRAMS, ProgramBuilder, Programs, use_compile_cache
+from sarathi_jax.group.facts import digest
+from sarathi_jax.group.member import Group, check_same
 from sarathi_jax.kernels import registry
 from sarathi_jax.models import ModelConfig
+from sarathi_jax.sharding.mesh import is_here
 from sarathi_jax.sharding.model_state import ModelState
 from sarathi_jax.sharding.rules import num_parts
-
-logger = logging.getLogger(__name__)
 
 # Memory is planned before the programs tell what they need; when they need more, it is planned again.
 MAX_PLANS = 3
@@ -44,14 +45,22 @@ class EnginePrograms:
 
     def executor(self, params: Sequence[jax.Array]) -> JaxExecutor:
         """An executor over these parameters, a flat tuple, with an empty KV cache of its own."""
+        return self.executor_over(LocalRunner(self.programs, params))
+
+    def executor_over(self, runner: Runner) -> JaxExecutor:
+        """An executor over a runner of these programs."""
         state = self.model_state
-        return JaxExecutor(
-            LocalRunner(self.programs, params),
-            self.table,
-            self.geometry,
-            state.config.eos_token_ids,
-            state.num_stages,
-        )
+        return JaxExecutor(runner, self.table, self.geometry, state.config.eos_token_ids, state.num_stages)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What must be the same in all processes that run these programs together."""
+        return {
+            "sizes": str(self.geometry),
+            "rules": str(dict(self.model_state.rules)),
+            "buckets": digest(str(self.table.buckets)),
+            "parameters": digest(str(self.model_state.parameters)),
+        }
 
 
 def choose_dtype(name: str, config: ModelConfig, mesh: jax.sharding.Mesh) -> jnp.dtype:
@@ -72,39 +81,45 @@ def choose_max_model_len(asked: int | None, config: ModelConfig) -> int:
     return asked
 
 
-def build_engine(
+def build_runner(
     model_state: ModelState,
     config: EngineConfig,
     load: Callable[[], Sequence[jax.Array]],
     *,
     progress: bool,
-) -> tuple[EnginePrograms, JaxExecutor]:
+    group: Group | None = None,
+) -> tuple[EnginePrograms, LocalRunner | None]:
     """Plan the memory, then load weights and compile all programs at the same time.
 
     Args:
       load: gives the model's flat tuple of arrays; called once.
       progress: show bars on standard error.
-    Raises: ConfigError, CapacityError, and what `load` raises.
+      group: of processes, which all call this at the same time, and come out of it together.
+    Returns: what was compiled, and a runner over it; None if none of the mesh's devices is this process's.
+    Raises: ConfigError, CapacityError, GroupError, and what `load` raises.
     """
-    table = BucketTable(config.token_budget, config.max_num_seqs)
-    with ThreadPoolExecutor(1, "load") as pool:
-        params = pool.submit(load)
-        # Broken weights are told of at once, not after minutes of compiling.
-        programs = compile_engine(
-            model_state, config, table, lambda: params.done() and params.result(), progress=progress
-        )
-        executor = _make_executor(programs, params.result(), progress=progress)
-    programs.ledger.mark_ready()
-    logger.info("%s", programs.plan.describe())
-    return programs, executor
+    table, runner = BucketTable(config.token_budget, config.max_num_seqs), None
+    if not is_here(model_state.mesh):
+        programs = compile_engine(model_state, config, table, progress=progress, group=group)
+    else:
+        with ThreadPoolExecutor(1, "load") as pool:
+            params = pool.submit(load)
+            # Broken weights are told of at once, not after minutes of compiling.
+            programs = compile_engine(
+                model_state, config, table, lambda: params.done() and params.result(), progress=progress, group=group
+            )
+            with memory_named(programs):
+                runner = LocalRunner(programs.programs, params.result())
+    if group is not None:
+        check_same(group, "programs", programs.facts)
+    return programs, runner
 
 
-def _make_executor(programs: EnginePrograms, params: Sequence[jax.Array], *, progress: bool) -> JaxExecutor:
-    """An executor that has run every program once."""
+@contextmanager
+def memory_named(programs: EnginePrograms) -> Iterator[None]:
+    """What is left when everything is planned: memory that others hold."""
     try:
-        executor = programs.executor(params)
-        executor.warm_up(progress=progress)
-        return executor
+        yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -121,25 +136,39 @@ def compile_engine(
     check: Callable[[], object] = lambda: None,
     *,
     progress: bool,
+    group: Group | None = None,
 ) -> EnginePrograms:
-    """Plan the memory and compile the table's programs. Raises: ConfigError, CapacityError, and what `check` raises: see `compile_all`."""
+    """Plan the memory and compile the table's programs. Raises: ConfigError, CapacityError, and what `check` raises: see `compile_all`.
+
+    group: of processes, which compile the same and have to come to the same plan: for the device with least memory.
+    """
     use_compile_cache(config.compile_cache)
     kv_dtype = jnp.dtype(model_state.dtype if config.kv_dtype == "auto" else config.kv_dtype)
-    planner = _Planner(model_state, config, kv_dtype, table)
+    has_devices = is_here(model_state.mesh)
+    limit_bytes = device_limit_bytes(model_state.mesh.local_devices[0], config.memory_fraction) if has_devices else None
+    planner = _Planner(model_state, config, kv_dtype, table, min(_of_all(group, "bytes of memory", limit_bytes)))
     plan, ledger = planner.plan(planner.estimated_temp_bytes()), CompileLedger()
     if planner.is_short(plan):
         # What is estimated is far from above, and KV pages want it: ask the compiler, of the largest step.
-        plan = planner.plan(int(planner.largest_temp_bytes(plan) * TEMP_MARGIN))
+        largest = planner.largest_temp_bytes(plan) if has_devices else None
+        plan = planner.plan(int(max(_of_all(group, "bytes of the largest step", largest)) * TEMP_MARGIN))
     for _ in range(MAX_PLANS):
         ledger = CompileLedger()
-        programs = planner.compile(plan, ledger, check, progress=progress)
-        if plan.needed_bytes_with(ledger.max_memory_bytes) <= plan.limit_bytes:
+        programs = planner.compile(plan, ledger, check, progress=progress) if has_devices else NO_PROGRAMS
+        temp_bytes = max(_of_all(group, "bytes of all steps", ledger.max_memory_bytes if has_devices else None))
+        if plan.needed_bytes_with(temp_bytes) <= plan.limit_bytes:
             return EnginePrograms(programs, table, planner.geometry(plan.num_pages), plan, ledger, model_state)
-        plan = planner.plan(int(ledger.max_memory_bytes * TEMP_MARGIN))
+        plan = planner.plan(int(temp_bytes * TEMP_MARGIN))
     raise CapacityError(
         f"Programs must fit into the memory planned for them, got {ledger.max_memory_bytes} bytes of temporary memory against"
         f" {plan.temp_bytes}: lower memory_fraction or token_budget."
     )
+
+
+def _of_all(group: Group | None, topic: str, value: int | None) -> list[int]:
+    """Every process's value, without those that have none; of a process that is alone, its own."""
+    values = [value] if group is None else group.exchange(topic, value)
+    return [each for each in values if each is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +177,7 @@ class _Planner:
     config: EngineConfig
     kv_dtype: jnp.dtype
     table: BucketTable
+    limit_bytes: int
 
     def geometry(self, num_pages: int) -> Geometry:
         max_model_len = choose_max_model_len(self.config.max_model_len, self.model_state.config)
@@ -190,7 +220,7 @@ class _Planner:
         model, config = self.model_state.config, self.config
         blocks_per_row = self.geometry(0).blocks_per_row
         return plan_memory(
-            limit_bytes=device_limit_bytes(self.model_state.mesh.devices.flat[0], config.memory_fraction),
+            limit_bytes=self.limit_bytes,
             weight_bytes=self.model_state.num_bytes,
             temp_bytes=temp_bytes,
             page_bytes=kv_bytes_per_page(model, config.page_size, self.kv_dtype, self.model_state.num_kv_parts),

@@ -37,6 +37,14 @@ class Programs:
     set_slot: Compiled
 
 
+def _absent(*_: Any) -> Any:
+    raise AssertionError("these programs run in other processes")
+
+
+# Of a mesh whose devices are all other processes'.
+NO_PROGRAMS = Programs({}, _absent, _absent)
+
+
 @dataclass(frozen=True, slots=True)
 class ProgramBuilder:
     """What the programs of one engine are compiled from."""

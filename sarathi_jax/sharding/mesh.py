@@ -17,11 +17,11 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) ->
     """A mesh over the first devices there are, `tensor` innermost: what talks most is closest together.
 
     shape: devices by axis. Axes come in the order of `AXES`, and an axis that is not named, but for `tensor`, is not there.
-    Raises: ConfigError if there are fewer devices than the mesh needs.
+    Raises: ConfigError if there are fewer devices than the mesh needs; if they belong to several processes, more too.
     """
     if devices is None:
         apply_defaults()
-        devices = jax.devices()
+        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     sizes = {axis: shape.get(axis, 1) for axis in AXES if axis in shape or axis == "tensor"}
     assert shape.keys() <= sizes.keys(), "axes of a mesh are those of AXES"
     num_devices = math.prod(sizes.values())
@@ -29,6 +29,11 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) ->
         raise ConfigError(
             f"mesh {','.join(f'{axis}={size}' for axis, size in shape.items())} needs {num_devices} devices, got {len(devices)}"
             f" ({devices[0].platform}): make the mesh smaller."
+        )
+    if num_devices < len(devices) and len({device.process_index for device in devices}) > 1:
+        raise ConfigError(
+            f"With several processes the mesh must use every device, got {num_devices} of {len(devices)}: write --mesh tensor={len(devices)}, or other"
+            " axes of that product."
         )
     return jax.sharding.Mesh(np.array(devices[:num_devices]).reshape(tuple(sizes.values())), tuple(sizes))
 
@@ -45,3 +50,13 @@ def replica_meshes(mesh: jax.sharding.Mesh) -> list[jax.sharding.Mesh]:
 def axis_size(mesh: jax.sharding.Mesh, axis: str) -> int:
     """Devices along an axis; 1 if the mesh has no such axis."""
     return mesh.shape.get(axis, 1)
+
+
+def process_ids(mesh: jax.sharding.Mesh) -> list[int]:
+    """The processes that a mesh's devices belong to."""
+    return sorted({device.process_index for device in mesh.devices.flat})
+
+
+def is_here(mesh: jax.sharding.Mesh) -> bool:
+    """Whether some of a mesh's devices are this process's."""
+    return jax.process_index() in process_ids(mesh)

@@ -57,9 +57,10 @@ class TemplateProcess:
 
     def _start(self) -> None:
         # -P: the worker's own folder is not a place to import from. A session of its own: Ctrl-C in a terminal is not
-        # for it.
+        # for it. Nothing of the engine's own is its business, least of all the key of a group of processes.
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(WORKER_PATH)],
+            env={name: value for name, value in os.environ.items() if not name.startswith("SARATHI_JAX_")},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -164,10 +164,13 @@ def test_memory_that_something_else_holds_is_said_so(tiny: Any) -> None:
         )
 
     broken = dataclasses.replace(tiny.programs, programs=dataclasses.replace(tiny.programs.programs, make_state=full))
-    with pytest.raises(
-        CapacityError, match=r"must fit beside the weights \(weights .*Free it, or lower memory_fraction"
+    with (
+        pytest.raises(
+            CapacityError, match=r"must fit beside the weights \(weights .*Free it, or lower memory_fraction"
+        ),
+        build.memory_named(broken),
     ):
-        build._make_executor(broken, tiny.params, progress=False)
+        broken.executor(tiny.params).warm_up(progress=False)
 
 
 def test_where_pages_are_short_the_compiler_is_asked_what_steps_need(
@@ -179,9 +182,9 @@ def test_where_pages_are_short_the_compiler_is_asked_what_steps_need(
         EngineConfig(token_budget=32, max_num_seqs=16, max_model_len=96, page_size=4),
     )
     table = BucketTable(32, 16, variants=(Variant.GREEDY,), is_sparse=True)
-    planner = build._Planner(state, config, jnp.dtype("float32"), table)
-    estimate, page_bytes = planner.estimated_temp_bytes(), tiny.programs.plan.page_bytes
-    limit = state.num_bytes + estimate + 200 * page_bytes
+    estimate = build._Planner(state, config, jnp.dtype("float32"), table, 0).estimated_temp_bytes()
+    limit = state.num_bytes + estimate + 200 * tiny.programs.plan.page_bytes
+    planner = build._Planner(state, config, jnp.dtype("float32"), table, limit)
     monkeypatch.setattr(build, "device_limit_bytes", lambda device, fraction: limit)
     assert planner.plan(estimate).num_pages == 200
     plan = build.compile_engine(state, config, table, progress=False).plan

@@ -1,0 +1,58 @@
+"""Commands with several processes: process 0 starts the others on this machine, and the answer is that of one process."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from sarathi_jax.cli.main import main
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    """A command in a process of its own, whose jax has one device."""
+    program = "import sys; from sarathi_jax.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
+    command = [sys.executable, "-c", program, *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=env)
+
+
+@pytest.mark.nightly
+def test_two_processes_answer_as_one(capsys: pytest.CaptureFixture[str], tiny_options: list[str]) -> None:
+    """They end with code 0, and standard output holds the answer alone."""
+    words = ["generate", *tiny_options, "--prompt", "one", "--temperature", "0", "--max-tokens", "5"]
+    capsys.readouterr()
+    assert main(words) == 0
+    alone = capsys.readouterr().out
+    done = run(*words, "--num-processes", "2", "--mesh", "tensor=2")
+    assert (done.returncode, done.stdout) == (0, alone), done.stderr
+
+
+def test_processes_that_were_started_say_what_is_wrong_and_end(tiny_options: list[str]) -> None:
+    """They have found each other by then, on their hosts and in jax."""
+    done = run("generate", *tiny_options, "--prompt", "one", "--num-processes", "2")
+    assert done.returncode == 1
+    rule = "With several processes the mesh must use every device, got 1 of 2: write --mesh tensor=2"
+    assert f"sarathi-jax generate: error: {rule}" in done.stderr
+    assert done.stderr.count(rule) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        (
+            "follow",
+            "A process must follow as one of 1, 2, ... of a group, got no group: pass num_processes, process_id",
+        ),
+        ("generate --process-id 1", "process_id=1 needs a coordinator, got none: pass --coordinator HOST:PORT"),
+        (
+            "generate --num-processes 2 --process-id 1 --coordinator 127.0.0.1:7700",
+            "A group of processes needs a key, got neither SARATHI_JAX_GROUP_KEY nor SARATHI_JAX_GROUP_KEY_FILE",
+        ),
+    ],
+)
+def test_what_a_group_lacks_is_named(line: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(line.split()) == 2
+    said = capsys.readouterr().err
+    assert text in said
+    assert said.count("\n") == 1
