@@ -61,19 +61,3 @@ def test_a_parallel_layer_of_falcon_costs_one_all_reduce() -> None:
 def test_a_mixture_of_experts_costs_one_all_reduce() -> None:
     """As an MLP does: two of each layer, and one of the embedding, of all devices that experts and their width are cut over."""
     check("mixtral-8x7b", steps("mixtral-8x7b", "expert=4,tensor=2", "--num-layers", "2"), ["expert", "tensor"], 4 + 1)
-
-
-@pytest.mark.nightly
-def test_all_of_falcon_180b_fits_eight_gpus() -> None:
-    """178.6 billion parameters of two bytes: an eighth of them a GPU, but for norms, which are everywhere."""
-    reports = steps("falcon-180b", "tensor=8")
-    check("falcon-180b", reports, ["tensor"], 80 + 1)
-    assert reports["decode"]["weight_bytes"] == pytest.approx(178_557_088_768 * 2 / 8, rel=1e-3)
-
-
-@pytest.mark.nightly
-def test_all_of_mixtral_8x7b_fits_eight_gpus() -> None:
-    """46.7 billion parameters of two bytes: an eighth of them a GPU, but for norms and routers."""
-    reports = steps("mixtral-8x7b", "expert=8")
-    check("mixtral-8x7b", reports, ["expert"], 2 * 32 + 1)
-    assert reports["decode"]["weight_bytes"] == pytest.approx(46_702_792_704 * 2 / 8, rel=1e-3)
