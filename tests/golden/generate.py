@@ -23,6 +23,9 @@ of the whole, and what a prompt gives depends on what the module saw before it (
 sequence shorter than the maximum comes along). Serving engines instead fix the frequencies once. Golden logits past the
 maximum are therefore of one whole forward by a fresh module, which defines them by the length alone; greedy tokens are
 given only where prompt and output together stay within the maximum.
+
+LongRoPE (Phi-3) has two sets of frequencies, and transformers computes a sequence anew with the other set when it grows past
+the trained length: greedy tokens are given only where prompt and output together lie on one side of it.
 """
 
 import argparse

@@ -129,10 +129,28 @@ def test_llamas_and_mistrals_cover_more():
     assert windows >= {7, 16, 33, None}
 
 
-def test_a_wrong_detail_is_seen(make_golden: Callable[[str], Any]):
-    """The bound would catch a wrong norm epsilon, the smallest of details."""
-    golden = make_golden("llama-wide-head")
+@pytest.mark.parametrize(
+    ("name", "length", "wrong"),
+    [
+        ("llama-wide-head", "5", {"rms_norm_eps": 1e-5}),
+        ("qwen2-listed-window", "70", {"sliding_window": 20}),
+        ("gemma2-linear-old", "70", {"attn_logit_softcapping": 4.04}),
+        ("gemma3_text-linear-old", "70", {"rope_local_base_freq": 2020.0}),
+        ("phi3-longrope-within", "70", {"original_max_position_embeddings": 139}),
+    ],
+)
+def test_a_wrong_detail_is_seen(name: str, length: str, wrong: dict[str, Any], make_golden: Callable[[str], Any]):
+    """The bound would catch the smallest of details of a configuration.
+
+    In the code, what each family adds was broken by hand, and dense tests of the family failed, with logits off by 1e-3 (GELU by erf in place of tanh), 5e-2
+    (LongRoPE's other factors for a short prompt) or, in all other cases, more than 0.1: a bias left out or one too many; a window in other layers, in all, or
+    unused; norms of queries and keys exchanged, after the rotation, over values too; embeddings not scaled, norms without the 1 that is added, without those
+    after attention, or exchanged; no cap, the cap before the scale, the scale of head_dim; one rotary embedding for all layers, the two exchanged, the scaling
+    in both; rotated pairs not put first, values put in that order too, all of a head rotated; one set of LongRoPE's factors, multiplied by, no factor on cos
+    and sin; gate and up, or keys and values, exchanged in joined tensors.
+    """
+    golden = make_golden(name)
     path = golden.folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"rms_norm_eps": 1e-5}))
-    logits = logits_of(load_model(str(golden.folder)), jnp.asarray(golden.arrays["prompt/5"]))
-    assert np.abs(np.asarray(logits) - golden.arrays["logits/5"]).max() > 10 * LOGIT_BOUND
+    path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
+    logits = np.asarray(logits_of(load_model(str(golden.folder)), jnp.asarray(golden.arrays[f"prompt/{length}"])))
+    assert np.abs(logits - golden.arrays[f"logits/{length}"]).max() > 10 * LOGIT_BOUND
