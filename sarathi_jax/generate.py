@@ -58,7 +58,7 @@ def load_model(
     """A Flax NNX model with its parameters where the mesh and the rules put them.
 
     Args:
-      model: "demo", a folder in Hugging Face format, or a hub id.
+      model: "demo", a folder (in Hugging Face format, or what `convert` made of one), or a hub id.
       mesh: with axes `tensor` and `expert`; None is one device.
       rules: logical axis -> mesh axis, several, or None.
       dtype: as EngineConfig's.

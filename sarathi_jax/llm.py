@@ -40,7 +40,7 @@ class LLM:
     """A model that is ready to generate.
 
     Args:
-      model: "demo", a folder in Hugging Face format, or a hub id.
+      model: "demo", a folder (in Hugging Face format, or what `convert` made of one), or a hub id.
       progress: show bars while weights load and programs compile; None: if standard error is a terminal.
       options: fields of EngineConfig.
     Raises: ConfigError, ModelError, CapacityError; GroupError if one of several processes is lost on the way.

@@ -25,7 +25,7 @@ from sarathi_jax.checkpoints.model_config import CONFIG_NAME
 from sarathi_jax.checkpoints.model_source import find_model
 from sarathi_jax.checkpoints.tensor_folder import is_inside
 from sarathi_jax.checkpoints.weight_files import FORMAT_KEY, FORMAT_VERSION, ORBAX_NAME, WeightFiles, open_weights
-from sarathi_jax.errors import CapacityError, ConfigError, ModelError
+from sarathi_jax.errors import CapacityError, ConfigError, ModelError, SarathiError
 from sarathi_jax.models import create_model
 from sarathi_jax.models.config import ModelConfig
 
@@ -60,8 +60,8 @@ def convert(
       destination: the folder to make, in one that is there.
       dtype: "float32", "bfloat16" or "float16"; None: as they are.
       progress: show a bar of bytes on standard error.
-    Raises: ConfigError for another dtype; ModelError if the model is wrong or missing, if the destination is there or can't be written, or if the dtype can't hold a value;
-      CapacityError if the disk has no room. Nothing is left behind then."""
+    Raises: ConfigError for another dtype; ModelError if the model is wrong or missing, if the destination is there or can't be written, or if the dtype
+      can't hold a value; CapacityError if the disk has no room. Nothing is left behind then."""
     if dtype not in (None, *DTYPES):
         raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}: choose one of these.")
     found, target = find_model(source), Path(destination).expanduser().absolute()
@@ -79,8 +79,11 @@ def convert(
         unfinished.rename(target)
     except BaseException as error:
         shutil.rmtree(unfinished, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise ModelError(f"{target} must be writable, got {error}: choose another place, or make room.") from error
+        if isinstance(error, (OSError, ValueError)) and not isinstance(
+            error, SarathiError
+        ):  # TensorStore's are ValueErrors
+            reason = " ".join(str(error).split())[-300:]
+            raise ModelError(f"{target} must be writable, got {reason}: choose another place, or make room.") from error
         raise
     return Converted(target, sum(int(np.prod(parameter.shape)) for parameter in parameters), num_bytes)
 
@@ -146,7 +149,7 @@ def _write_parameters(folder: Path, config: ModelConfig, parameters: Sequence[_P
     handlers = ocp.type_handlers.create_type_handler_registry(
         (jax.Array, ocp.type_handlers.ArrayHandler()), (_Parameter, _ParameterHandler(bar))
     )
-    # Compression would save a fifth of the bytes and cost several times the reading.
+    # Compressed arrays take longer to read: docs/decisions/015-converted-models.md.
     tree_handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=handlers)
     with ocp.Checkpointer(tree_handler) as checkpointer:
         args = ocp.args.PyTreeSave(

@@ -1,6 +1,7 @@
 """A converted folder is the same model, bit for bit, on any mesh and to Orbax itself; whatever goes wrong, nothing half-written is left behind."""
 
 import json
+import resource
 import shutil
 from concurrent.futures import Future
 from pathlib import Path
@@ -218,6 +219,19 @@ def test_a_full_disk_is_told_of_before_anything_is_written(
         CapacityError, match=r"converted takes 0.0 GiB, got 0.0 GiB free on that disk: make room, choose"
     ):
         convert(model, tmp_path / "converted")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_write_that_fails_is_one_error_and_leaves_nothing(model: Path, tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))  # the largest parameter has 3840 bytes
+    try:
+        with pytest.raises(
+            ModelError, match=r"converted must be writable, got .*File too large.*: choose another place"
+        ):
+            convert(model, tmp_path / "converted")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
 
 
