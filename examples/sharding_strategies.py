@@ -58,7 +58,7 @@ def describe(strategy: Strategy, planned: "Planned") -> str:
     ]
     if planned.compiled is not None:
         lines += [
-            f"  {each.count:3} {each.kind} over {' and '.join(each.axes)}, {each.num_bytes / 2**20:.2f} MiB each: {1e3 * each.count * each.seconds:.2f} ms"
+            f"  {each.count:3} {each.kind} over {' and '.join(each.axes or ['some devices'])}, {each.num_bytes / 2**20:.2f} MiB each: {1e3 * each.count * each.seconds:.2f} ms"
             for each in planned.compiled.decode.traffic
         ]
     return "\n".join(lines)

@@ -179,7 +179,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_model_on_two_devices_gives_the_tokens_of_one(folder: Path):
     mesh = make_mesh({"tensor": 2})
     alone, shared = load_model(str(folder)), load_model(str(folder), mesh=mesh)
-    kernel = shared.layers[0].attention.qkv.kernel[...]
+    layer: Any = shared.layers[0]
+    kernel = layer.attention.qkv.kernel[...]
     assert {shard.data.shape for shard in kernel.addressable_shards} == {(16, 1, 4, 8)}
     assert len(kernel.sharding.device_set) == 2
     result = generate(shared, PROMPTS, 10, mesh=mesh, eos_token_ids=())

@@ -26,9 +26,12 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) ->
     assert shape.keys() <= sizes.keys(), "axes of a mesh are those of AXES"
     num_devices = math.prod(sizes.values())
     if num_devices > len(devices):
+        more = (
+            f", or make more of the CPU with JAX_NUM_CPU_DEVICES={num_devices}" if devices[0].platform == "cpu" else ""
+        )
         raise ConfigError(
             f"mesh {','.join(f'{axis}={size}' for axis, size in shape.items())} needs {num_devices} devices, got {len(devices)}"
-            f" ({devices[0].platform}): make the mesh smaller."
+            f" ({devices[0].platform}): make the mesh smaller{more}."
         )
     if num_devices < len(devices) and len({device.process_index for device in devices}) > 1:
         raise ConfigError(
