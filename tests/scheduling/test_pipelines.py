@@ -85,7 +85,7 @@ def test_f22_one_stage_has_no_share_to_keep(make_scheduler: Any, make_request: A
 def test_f22_every_policy_keeps_the_contract_of_pipelines(
     policy: str, trace: list[tuple[int, int]], num_pages: int, num_stages: int
 ) -> None:
-    sizes = {"num_pages": num_pages, "page_size": 4, "token_budget": 16, "max_num_seqs": 5}
+    sizes: dict[str, Any] = {"num_pages": num_pages, "page_size": 4, "token_budget": 16, "max_num_seqs": 5}
     scheduler = Scheduler(policy, **sizes, max_model_len=64, vocab_size=100, num_microbatches=num_stages)
     requests = []
     for index, (num_prompt_tokens, max_tokens) in enumerate(trace):
