@@ -70,6 +70,7 @@ class EngineConfig:
     )
 
     def __post_init__(self) -> None:
+        _check_texts(self)
         for name in ("token_budget", "max_num_seqs", "page_size"):
             _check_int(name, getattr(self, name), 1)
         for name in (
@@ -116,20 +117,35 @@ class EngineConfig:
     @property
     def mesh_shape(self) -> dict[str, int]:
         """Axis name -> devices. Raises: ConfigError if `mesh` is not a list of axis=number."""
-        shape: dict[str, int] = {}
-        for part in (self.mesh or "").split(","):
-            axis, _, size = part.strip().partition("=")
-            if not part.strip():
-                continue
-            if axis not in MESH_AXES or not size.isdigit() or int(size) < 1 or axis in shape:
-                raise ConfigError(
-                    f"mesh must be axis=number, joined by commas, with axes {', '.join(MESH_AXES)}, got {self.mesh!r}: write tensor=2."
-                )
-            shape[axis] = int(size)
-        return shape
+        return _parse_mesh(self.mesh)
 
 
 MESH_AXES = ("data", "stage", "expert", "tensor")
+
+
+def _check_texts(config: EngineConfig) -> None:
+    for name, kinds, example in (
+        ("mesh", str | None, "tensor=2"),
+        ("coordinator", str | None, "node1:7700"),
+        ("rules", str | Mapping, "megatron"),
+    ):
+        if not isinstance(getattr(config, name), kinds):
+            raise ConfigError(f"{name} must be a text, got {getattr(config, name)!r}: write {example}.")
+    _parse_mesh(config.mesh)
+
+
+def _parse_mesh(text: str | None) -> dict[str, int]:
+    shape: dict[str, int] = {}
+    for part in (text or "").split(","):
+        axis, _, size = part.strip().partition("=")
+        if not part.strip():
+            continue
+        if axis not in MESH_AXES or not size.isdecimal() or int(size) < 1 or axis in shape:
+            raise ConfigError(
+                f"mesh must be axis=number, joined by commas, with axes {', '.join(MESH_AXES)}, got {text!r}: write tensor=2."
+            )
+        shape[axis] = int(size)
+    return shape
 
 
 AUTO_COORDINATOR = "auto"
@@ -140,7 +156,7 @@ def _check_coordinator(value: str | None) -> None:
         return
     host, _, port = value.rpartition(":")
     # jax takes the next port.
-    if not host or not port.isdigit() or not 0 < int(port) < 65535:
+    if not host or not port.isdecimal() or not 0 < int(port) < 65535:
         raise ConfigError(
             f"coordinator must be HOST:PORT or {AUTO_COORDINATOR}, with a port below 65535, got {value!r}: write node1:7700."
         )

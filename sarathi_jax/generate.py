@@ -22,7 +22,7 @@ from sarathi_jax.models import CausalLM, GenerativeModel, check_model
 from sarathi_jax.outputs import CompletionOutput
 from sarathi_jax.sampling_params import SamplingParams
 from sarathi_jax.scheduling.scheduler import Scheduler
-from sarathi_jax.sharding.mesh import axis_size, make_mesh
+from sarathi_jax.sharding.mesh import AXES, axis_size, make_mesh
 from sarathi_jax.sharding.model_state import ModelState, abstract_model, split_model
 from sarathi_jax.sharding.rules import MEGATRON, Rules, mesh_axes
 
@@ -137,7 +137,10 @@ def _check_axes(mesh: jax.sharding.Mesh | None, what: str, refused: tuple[str, .
         raise ConfigError(
             f"{what} takes a mesh without {' and '.join(refused)}, got {dict(mesh.shape)}: leave out {found[0]}, or use LLM."
         )
-    return mesh
+    if not set(mesh.axis_names) <= set(AXES):
+        raise ConfigError(f"A mesh must have axes of {', '.join(AXES)}, got {', '.join(mesh.axis_names)}: rename them.")
+    # `jax.make_mesh` makes axes that every operation has to name; the partitioner is to have them.
+    return jax.sharding.Mesh(mesh.devices, mesh.axis_names)
 
 
 def _rows(prompts: Any, prompt_lengths: Any) -> list[list[int]]:

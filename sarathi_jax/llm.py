@@ -1,6 +1,7 @@
 """LLM: a model, its tokenizer and an engine, for offline batches, chat and streams."""
 
 import atexit
+import contextlib
 import dataclasses
 import difflib
 import sys
@@ -233,11 +234,13 @@ def engine_config(model: str, options: Mapping[str, Any]) -> EngineConfig:
 
 
 def _close(engine: AnyEngine, template: ChatTemplate | None, group: LedGroup | None) -> None:
-    engine.close()
-    if template is not None:
-        template.close()
-    if group is not None:
-        group.close()
+    """Each of them, whatever becomes of the others."""
+    with contextlib.ExitStack() as stack:
+        if group is not None:
+            stack.callback(group.close)
+        if template is not None:
+            stack.callback(template.close)
+        engine.close()
 
 
 def _load_tokenizer(folder: Path) -> Tokenizer | None:

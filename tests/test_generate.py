@@ -194,6 +194,14 @@ def test_a_model_that_is_held_whole_is_laid_out_for_a_mesh(folder: Path, mesh: d
     check_greedy(model, generate(model, PROMPTS, 10, mesh=make_mesh(mesh), eos_token_ids=()))
 
 
+def test_meshes_that_jax_makes_will_do_and_other_axes_are_named(folder: Path):
+    """`jax.make_mesh` gives axes of another type, which every operation would have to name."""
+    model = load_model(str(folder), mesh=jax.make_mesh((2,), ("tensor",)))
+    check_greedy(model, generate(model, PROMPTS, 10, mesh=jax.make_mesh((2,), ("tensor",)), eos_token_ids=()))
+    with pytest.raises(ConfigError, match="A mesh must have axes of data, stage, expert, tensor, got model: rename"):
+        generate(model, PROMPTS, 2, mesh=jax.make_mesh((2,), ("model",)))
+
+
 def test_axes_that_are_not_for_a_model_in_hand_are_refused(folder: Path):
     with pytest.raises(
         ConfigError, match=r"held whole takes a mesh without data and stage, got \{'stage': 2, 'tensor': 1\}"

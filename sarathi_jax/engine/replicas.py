@@ -1,5 +1,6 @@
 """Several engines as one: each request goes to the one that has the fewest, and runs there alone. They share nothing but the host's thread."""
 
+import contextlib
 import itertools
 import time
 from collections import deque
@@ -33,10 +34,11 @@ class EngineReplicas:
         self._seeds = np.random.default_rng(seed)
         self._numbers = itertools.count()
         self._places: dict[str, Engine] = {}
+        self._held_events: list[StreamEvent] = []
 
     @property
     def has_unfinished(self) -> bool:
-        return any(engine.has_unfinished for engine in self.engines)
+        return bool(self._held_events) or any(engine.has_unfinished for engine in self.engines)
 
     def add_request(
         self,
@@ -48,6 +50,7 @@ class EngineReplicas:
         cache_salt: str = "",
     ) -> str:
         """Queue a request with the engine that has the fewest. Args, returns, raises: as `Engine.add_request`."""
+        request_id = request_id or self._new_id()
         if request_id in self._places:
             raise RequestError(
                 f"request_id={request_id!r} is in use by a request that has not ended. Choose another id.",
@@ -59,7 +62,7 @@ class EngineReplicas:
         added = engine.add_request(
             prompt,
             replace(params, seed=seed),
-            request_id=request_id or f"request-{next(self._numbers)}",
+            request_id=request_id,
             arrival_s=arrival_s,
             cache_salt=cache_salt,
         )
@@ -72,22 +75,38 @@ class EngineReplicas:
         return [] if engine is None else engine.abort(request_id)
 
     def step(self) -> list[StreamEvent]:
-        """Run a turn of every engine that need not wait for its devices, so that none holds up another. Returns, raises: as `Engine.step`."""
-        events: list[StreamEvent] = []
-        for engine in self.engines:
-            if engine.has_unfinished:
-                events += engine.step(does_wait=False)
-        for event in events:
-            if event.output is not None:
-                self._places.pop(event.request_id, None)
+        """Run a turn of every engine that need not wait for its devices, so that none holds up another. Returns, raises: as `Engine.step`.
+
+        What the others brought in a turn in which one raised comes with the next turn.
+        """
+        if self._held_events:
+            events, self._held_events = self._held_events, []
+            return events
+        events = []
+        try:
+            for engine in self.engines:
+                if engine.has_unfinished:
+                    events += engine.step(does_wait=False)
+        except BaseException:
+            self._held_events = events
+            raise
+        finally:
+            for event in events:
+                if event.output is not None:
+                    self._places.pop(event.request_id, None)
         if not events:
             time.sleep(POLL_S)
         return events
 
     def close(self) -> None:
-        """As `Engine.close`, of each."""
-        for engine in self.engines:
-            engine.close()
+        """As `Engine.close`, of each, whatever becomes of the others."""
+        with contextlib.ExitStack() as stack:
+            for engine in self.engines:
+                stack.callback(engine.close)
+
+    def _new_id(self) -> str:
+        """One that no live request has."""
+        return next(name for number in self._numbers if (name := f"request-{number}") not in self._places)
 
 
 type AnyEngine = Engine | EngineReplicas

@@ -100,7 +100,7 @@ class JaxExecutor:
         return bucket, np.asarray(out)
 
     def is_ready(self, tick: int) -> bool:
-        """Whether the words of a tick are there; runs the ticks that are missing."""
+        """Whether the words of a tick are there; runs the ticks that are missing. Raises: JaxRuntimeError if one of those can't be dispatched."""
         self._run_up_to(tick)
         return self._outs[tick][1].is_ready()
 
@@ -159,8 +159,14 @@ class JaxStepHandle:
 
     def is_ready(self) -> bool:
         """Whether `result` would not have to wait."""
-        is_failed = self.error is not None or self._executor.is_lost(self.generation)
-        return is_failed or self._executor.is_ready(self._tick)
+        if self.error is not None or self._executor.is_lost(self.generation):
+            return True
+        try:
+            return self._executor.is_ready(self._tick)
+        except jax.errors.JaxRuntimeError as error:  # of a tick that was missing; `result` tells of it
+            self.error = error
+            self._executor.forget_state(self.generation)
+            return True
 
     def result(self) -> StepResult:
         """Wait for the step. Raises: EngineError if it failed, or one before it did and took its pages along; the KV cache is empty then."""

@@ -77,6 +77,7 @@ class Scheduler:
         self._lost_steps: set[int] = set()
         self._newly_preempted: list[str] = []
         self._num_steps = 0
+        self._last_forced_step = -1
 
     # ---- queries
 
@@ -345,10 +346,11 @@ class Scheduler:
     def _force_preemption(self) -> None:
         """For tests: every k-th step the youngest request that got a token since its admission starts over. So each admission brings a token."""
         every = self.limits.preempt_every_steps
-        if every is None or self._num_steps % every != every - 1:
+        if every is None or self._num_steps % every != every - 1 or self._num_steps == self._last_forced_step:
             return
         for request in reversed(self._queues.running):
             if request.num_tokens > request.num_prefill_tokens:
+                self._last_forced_step = self._num_steps  # once, however often this step is asked for in vain
                 self._preempt(request)
                 return
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sarathi_jax.engine.replicas import EngineReplicas
-from sarathi_jax.errors import RequestError
+from sarathi_jax.errors import EngineError, RequestError
 from sarathi_jax.sampling_params import SamplingParams
 
 GREEDY = SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True, seed=3)
@@ -78,6 +78,27 @@ def test_an_id_in_use_is_refused_wherever_its_request_is(make_replicas: Make) ->
         replicas.add_request([1], GREEDY, request_id="mine")
     drain(replicas)
     assert replicas.add_request([1], GREEDY, request_id="mine") == "mine"
+
+
+def test_an_id_that_is_made_up_is_nobody_elses(make_replicas: Make) -> None:
+    replicas = make_replicas(2)
+    assert replicas.add_request([1], GREEDY, request_id="request-0") == "request-0"
+    assert replicas.add_request([1], GREEDY) == "request-1"
+
+
+def test_what_others_brought_when_one_engine_failed_comes_with_the_next_turn(make_rig: Make) -> None:
+    good, bad = make_rig(step_s=0.0), make_rig(step_s=0.0)
+    bad.executor.failing_steps = set(range(100))
+    replicas = EngineReplicas([good.engine, bad.engine])
+    kept = replicas.add_request([65], GREEDY)
+    replicas.add_request([66], GREEDY)
+    tokens: list[int] = []
+    for _ in range(40):
+        try:
+            tokens += [token for event in replicas.step() if event.request_id == kept for token in event.token_ids]
+        except EngineError:
+            continue
+    assert len(tokens) == GREEDY.max_tokens
 
 
 def test_an_abort_ends_the_request_and_an_unknown_one_is_no_error(make_replicas: Make) -> None:

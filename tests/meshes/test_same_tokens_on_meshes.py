@@ -315,7 +315,11 @@ def test_penalties_and_logprobs_go_through_a_pipeline(make_family: Callable[[str
         )
 
 
-def test_a_pipeline_that_loses_its_pages_starts_over(make_family: Callable[[str], FamilyModel]) -> None:
-    """Whatever is on its way through the stages is lost with them, and nothing that was sampled is."""
+@pytest.mark.parametrize("mesh", [{"stage": 2}, {"data": 2, "stage": 2}], ids=["stage 2", "data 2 x stage 2"])
+def test_a_pipeline_that_loses_its_pages_starts_over(
+    mesh: dict[str, int], make_family: Callable[[str], FamilyModel]
+) -> None:
+    """Whatever is on its way through the stages is lost with them, and nothing that was sampled is; also where a tick that only moves it on fails."""
     model = make_family("llama")
-    assert run_on_mesh(model.folder, {"stage": 2}, failing={3, 9, 10, 23}).tokens == model.tokens * 2
+    failing = {3, 9, 10, *range(23, 60, 4)}
+    assert run_on_mesh(model.folder, mesh, failing=failing).tokens == model.tokens * 2
