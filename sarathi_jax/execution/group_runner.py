@@ -8,10 +8,12 @@ import queue
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from sarathi_jax.errors import GroupError
 from sarathi_jax.execution.buckets import Bucket
 from sarathi_jax.execution.device_runner import Runner, StepWords
 from sarathi_jax.group.follower import Follower
@@ -69,12 +71,10 @@ class LeaderRunner:
         self._calls: queue.Queue[_Call] = queue.Queue()
         self._running: queue.Queue[tuple[int, Future[np.ndarray], StepWords] | None] = queue.Queue()
         self._is_closed = False
-        self._threads = [
-            threading.Thread(target=work, name=f"runner {number} {work.__name__}", daemon=True)
-            for work in (self._dispatch, self._collect)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._released: Future[None] = leader.loss.future()
+        self._collecting = threading.Thread(target=self._collect, name=f"runner {number} collect", daemon=True)
+        self._collecting.start()
+        threading.Thread(target=self._dispatch, name=f"runner {number} dispatch", daemon=True).start()
 
     def run_step(self, bucket: Bucket, packed: np.ndarray) -> StepWords:
         words: Future[np.ndarray] = self._leader.loss.future()
@@ -93,9 +93,8 @@ class LeaderRunner:
             return
         self._is_closed = True
         self._calls.put(_Call(Kind.RELEASE))
-        if self._leader.loss.error is None:
-            for thread in self._threads:
-                thread.join(CLOSE_LIMIT_S)
+        with suppress(TimeoutError, GroupError):
+            self._released.result(CLOSE_LIMIT_S)
 
     def _put(self, call: _Call) -> None:
         assert not self._is_closed, "the runner is closed"
@@ -114,9 +113,10 @@ class LeaderRunner:
                         _make(self._local, call.kind, call.packed)
             self._leader.call(Kind.RELEASE, runner=self._number)
             self._running.put(None)
-            self._threads[1].join()
+            self._collecting.join()
             if self._local is not None:
                 self._local.close()
+            self._leader.loss.resolve(self._released, None)
         except BaseException as error:
             self._fail(error)
 

@@ -1,5 +1,6 @@
 """Compiling every program of an engine ahead of time, several at once, with a bar; and keeping them on disk for the next start."""
 
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,8 +22,12 @@ from sarathi_jax.execution.device_state import DeviceState, abstract_state, make
 from sarathi_jax.execution.packing import Geometry, packed_size
 from sarathi_jax.execution.pipeline_program import make_pipeline_step
 from sarathi_jax.execution.step_program import make_step
+from sarathi_jax.group.facts import digest
+from sarathi_jax.group.member import Group
 from sarathi_jax.kernels.registry import Kernels
 from sarathi_jax.sharding.model_state import ModelState
+
+logger = logging.getLogger(__name__)
 
 Compiled = Callable[..., Any]
 MAX_COMPILE_THREADS = 8
@@ -157,3 +162,19 @@ def use_compile_cache(folder: str | None) -> None:
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def agree_on_cache(group: Group) -> None:
+    """Turn the folder of compiled programs off, for this process, unless all processes of a group have the same one.
+
+    jax writes to it in process 0 alone. On GPUs processes tune a program together: one that finds it on disk leaves those that don't waiting. On a CPU there
+    is nothing to tune, and each may take what it finds.
+    """
+    if jax.default_backend() == "cpu":
+        return
+    folder: str | None = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    paths = Path(folder).rglob("*") if folder else ()
+    names = sorted(path.name for path in paths if not path.name.endswith("-atime"))
+    if len({*group.exchange("compiled programs", digest("\n".join(names)))}) > 1:
+        logger.warning("compiled programs are not kept: put compile_cache where all processes see it, to start faster")
+        jax.config.update("jax_enable_compilation_cache", False)

@@ -13,6 +13,7 @@ from sarathi_jax.execution.build import EnginePrograms, build_runner, choose_dty
 from sarathi_jax.execution.device_runner import LocalRunner
 from sarathi_jax.execution.executor import JaxExecutor
 from sarathi_jax.execution.group_runner import LeaderRunner
+from sarathi_jax.execution.programs import agree_on_cache, use_compile_cache
 from sarathi_jax.group.leader import Leader
 from sarathi_jax.group.member import Group
 from sarathi_jax.sharding.mesh import make_mesh, process_ids, replica_meshes
@@ -35,6 +36,9 @@ def build_replicas(
 ) -> list[Replica]:
     """Load the model onto its mesh and compile its programs, for one replica after the other. Args, raises: as `build_runner`'s."""
     replicas = []
+    use_compile_cache(config.compile_cache)
+    if group is not None:
+        agree_on_cache(group)
     for mesh in replica_meshes(make_mesh(config.mesh_shape)):
         state = abstract_model(
             source.config, choose_dtype(config.dtype, source.config, mesh), mesh, find_rules(config.rules)

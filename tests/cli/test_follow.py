@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
+from sarathi_jax import LLM, follow
 from sarathi_jax.cli.main import main
+from sarathi_jax.errors import ConfigError
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
@@ -56,3 +58,15 @@ def test_what_a_group_lacks_is_named(line: str, text: str, capsys: pytest.Captur
     said = capsys.readouterr().err
     assert text in said
     assert said.count("\n") == 1
+
+
+def test_python_has_a_door_for_each(tiny_options: list[str]) -> None:
+    options = {"num_processes": 2, "process_id": 1, "coordinator": "127.0.0.1:7700"}
+    with pytest.raises(
+        ConfigError, match=r"Only process 0 of a group takes requests, got process_id=1: call sarathi_jax.follow"
+    ):
+        LLM(tiny_options[0], load_format="dummy", **options)
+    with pytest.raises(ConfigError, match=r"A process must follow as one of 1, 2, .* got process 0, which leads"):
+        follow(tiny_options[0], load_format="dummy", **{**options, "process_id": 0})
+    with pytest.raises(ConfigError, match="got tokn_budget: did you mean token_budget"):
+        follow(tiny_options[0], tokn_budget=3)

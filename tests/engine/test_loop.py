@@ -2,11 +2,12 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from sarathi_jax.errors import EngineError
+from sarathi_jax.errors import EngineError, GroupError
 from sarathi_jax.sampling_params import SamplingParams
 
 PROMPTS = [list(range(1, 1 + size)) for size in (1, 5, 40, 13, 22, 9, 3)]
@@ -164,6 +165,34 @@ def test_a_failed_step_is_logged(make_rig: MakeRig, caplog: pytest.LogCaptureFix
     rig.engine.add_request([9], params(3))
     rig.drain()
     assert [record.message for record in caplog.records] == ["Step 1 must run, got a fault: try again."]
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("at_submit", [True, False])
+def test_a_lost_process_is_final(make_rig: MakeRig, caplog: pytest.LogCaptureFixture, overlap: bool, at_submit: bool):
+    """No step is tried again, and every later turn says the same."""
+    caplog.set_level(logging.ERROR, logger="sarathi_jax.engine.loop")
+    rig, lost = make_rig(overlap=overlap), GroupError("process 1 is lost")
+    add_all(rig)
+    rig.engine.step()
+    submit = rig.executor.submit
+
+    def submit_to_nobody(schedule: Any) -> Any:
+        if at_submit:
+            raise lost
+        return replace(submit(schedule), outcome=lost)
+
+    rig.executor.submit = submit_to_nobody
+    with pytest.raises(GroupError, match="process 1 is lost"):
+        rig.drain()
+    count = rig.executor.num_steps
+    for _ in range(3):
+        with pytest.raises(GroupError, match="process 1 is lost"):
+            rig.engine.step()
+    assert rig.executor.num_steps == count
+    assert caplog.records == []
+    rig.engine.close()
+    assert rig.executor.is_closed
 
 
 def test_requests_that_can_not_run_are_a_fault(make_rig: MakeRig):

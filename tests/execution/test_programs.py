@@ -16,7 +16,8 @@ from sarathi_jax.errors import CapacityError, ConfigError
 from sarathi_jax.execution import build
 from sarathi_jax.execution.buckets import BucketTable, Variant
 from sarathi_jax.execution.compile_ledger import CACHE_HIT_EVENT, CompileLedger, watch_cache
-from sarathi_jax.execution.programs import use_compile_cache
+from sarathi_jax.execution.programs import agree_on_cache, use_compile_cache
+from sarathi_jax.group.facts import digest
 
 
 def test_every_program_is_in_the_ledger_once(tiny: Any):
@@ -155,6 +156,47 @@ def test_a_cache_that_the_process_has_is_left_as_it_is(tmp_path: Path):
     use_compile_cache(str(tmp_path / "other"))
     assert cache_folder() == before
     assert not (tmp_path / "other").exists()
+
+
+class FakeGroup:
+    """Two processes; the other one has a folder of its own."""
+
+    def __init__(self, other: Path) -> None:
+        self.other = other
+
+    def exchange(self, topic: str, value: str) -> list[str]:
+        assert topic == "compiled programs"
+        names = sorted(path.name for path in self.other.rglob("*") if not path.name.endswith("-atime"))
+        return [value, digest("\n".join(names))]
+
+
+@pytest.mark.usefixtures("no_cache")
+@pytest.mark.parametrize(
+    ("backend", "theirs", "is_kept"),
+    [
+        ("gpu", ["step-1-cache", "step-1-atime", "tuning"], True),
+        ("gpu", ["step-1-cache", "tuning"], True),
+        ("gpu", ["step-1-cache"], False),
+        ("gpu", [], False),
+        ("cpu", [], True),
+    ],
+)
+def test_a_group_keeps_programs_only_where_all_have_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, theirs: list[str], is_kept: bool
+):
+    """A GPU's process that finds a program does not tune it together with those that don't, which wait."""
+    for folder, names in (("ours", ["step-1-cache", "step-1-atime", "tuning"]), ("theirs", theirs)):
+        (tmp_path / folder).mkdir(mode=0o700)
+        for name in names:
+            (tmp_path / folder / name).write_text("")
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    use_compile_cache(str(tmp_path / "ours"))
+    group: Any = FakeGroup(tmp_path / "theirs")
+    try:
+        agree_on_cache(group)
+        assert jax.config.jax_enable_compilation_cache == is_kept  # pyright: ignore[reportAttributeAccessIssue]
+    finally:
+        jax.config.update("jax_enable_compilation_cache", True)
 
 
 def test_memory_that_something_else_holds_is_said_so(tiny: Any) -> None:

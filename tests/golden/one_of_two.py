@@ -17,6 +17,8 @@ from sarathi_jax.execution.buckets import BucketTable, Variant
 
 GREEDY = SamplingParams(max_tokens=64, temperature=0.0, ignore_eos=True)
 
+LONG = SamplingParams(max_tokens=150, temperature=0.0, ignore_eos=True)
+
 
 def say(**what: Any) -> None:
     print(json.dumps(what), flush=True)
@@ -32,16 +34,21 @@ def lead(options: dict[str, Any], prompts: list[list[int]]) -> None:
             num_prefix_hit_tokens=sum(one.num_prefix_hit_tokens for one in metrics),
             num_preemptions=sum(one.num_preemptions for one in metrics),
         )
-    stream = llm.stream(prompts[0], GREEDY)
-    next(stream)
     say(is_running=True)
+    stream = llm.stream(prompts[0], LONG)
     try:
         while True:
             llm.generate(prompts, GREEDY)
+            stream.close()
+            stream = llm.stream(prompts[0], LONG)  # outlives what runs beside it
     except GroupError as error:
         say(error=str(error), at=time.time())
     try:
         list(stream)
+    except GroupError as error:
+        say(error=str(error), at=time.time())
+    try:
+        llm.generate(prompts, GREEDY)
     except GroupError as error:
         say(error=str(error), at=time.time())
 

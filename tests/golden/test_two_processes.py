@@ -86,7 +86,7 @@ def test_tokens_are_those_of_transformers_and_a_lost_process_is_named(
         time.sleep(0.5)
         lost_s = time.time()
         two.second.send_signal(signal_number)
-        for _ in range(2):  # `generate`, which runs, and a stream that is open
+        for _ in range(3):  # what runs, a stream that is open, and a later call
             told = two.read()
             assert told["at"] - lost_s < LIMIT_S
             assert (

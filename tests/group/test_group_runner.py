@@ -174,3 +174,14 @@ def test_who_is_lost_is_named_and_not_who_noticed_first(make_pair: Callable[...,
     step = pair.runner.run_step(BUCKETS[0], packed(1))
     threading.Timer(0.2, pair.rig.followers[0]._link.shut).start()
     check_end(pair, step, r"got no more of process 1 \(.*\): its connection is closed")
+
+
+def test_closing_ends_when_a_process_is_lost_meanwhile(make_pair: Callable[..., Pair]) -> None:
+    pair = make_pair()
+    pair.here.gate.clear()  # of a step that nobody reads
+    pair.runner.run_step(BUCKETS[0], packed(1))
+    threading.Timer(0.3, pair.rig.followers[0]._link.shut).start()
+    start_s = time.monotonic()
+    pair.runner.close()
+    assert 0.2 < time.monotonic() - start_s < 3
+    pair.here.gate.set()
