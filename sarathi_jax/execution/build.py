@@ -104,10 +104,15 @@ def build_runner(
     else:
         with ThreadPoolExecutor(1, "load") as pool:
             params = pool.submit(load)
-            # Broken weights are told of at once, not after minutes of compiling.
-            programs = compile_engine(
-                model_state, config, table, lambda: params.done() and params.result(), progress=progress, group=group
-            )
+
+            def check() -> None:
+                """Broken weights and lost processes are told of at once, not after minutes of compiling."""
+                if params.done():
+                    params.result()
+                if group is not None:
+                    group.loss.check()
+
+            programs = compile_engine(model_state, config, table, check, progress=progress, group=group)
             with memory_named(programs):
                 runner = LocalRunner(programs.programs, params.result())
     if group is not None:

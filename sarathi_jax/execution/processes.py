@@ -48,6 +48,11 @@ def join_processes(place: Place, group: Group, local_devices: Sequence[int] | No
             shutdown_timeout_seconds=SHUTDOWN_LIMIT_S,
             coordinator_bind_address=address,
         )
+    except jax.errors.JaxRuntimeError as error:
+        raise ConfigError(
+            f"jax's own processes must find each other at {address}, the port after the coordinator's, got {str(error)[:500]}: free that port, and look whether"
+            " the network lets all processes reach it."
+        ) from error
     except RuntimeError as error:
         raise ConfigError(
             f"A process must join its group before jax makes its devices, and only once, got {str(error)[:500]}: start the engine first, in a process"

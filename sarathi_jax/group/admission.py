@@ -3,14 +3,16 @@
 import contextlib
 import json
 import logging
+import queue
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from sarathi_jax.errors import ConfigError, GroupError
-from sarathi_jax.group.link import Link, accept, dial, listen
+from sarathi_jax.group.link import Link, accept, dial, hear_first, listen
 from sarathi_jax.group.member import START_LIMIT_S, Member, this_process
 from sarathi_jax.group.messages import Kind, MessageError, Opener, Sealer, session_key
 from sarathi_jax.group.place import Place
@@ -20,6 +22,7 @@ logger = logging.getLogger(__name__)
 PROTOCOL = 1
 NONCE_BYTES = 32
 ACCEPT_S = 0.2
+MAX_AT_THE_DOOR = 256
 SAY_WHO_IS_MISSING_S = 10.0
 
 
@@ -48,7 +51,7 @@ def admit(
             _gather(server, place, key, hellos, links, check, limit_s)
     except BaseException as error:
         for link in links.values():
-            _refuse(link, key, str(error))
+            _refuse(link, key, str(error) or type(error).__name__)
         raise
     me, nonce = this_process(0), secrets.token_hex(NONCE_BYTES)
     members = [me, *(Member(each, hellos[each]["host"], hellos[each]["pid"]) for each in sorted(hellos))]
@@ -91,6 +94,7 @@ def _gather(
     limit_s: float,
 ) -> None:
     """Let in whoever may come, until all are there."""
+    door = _Door(_handshake_key(key))
     start_s = said_s = time.monotonic()
     while len(links) < place.num_processes - 1:
         check()
@@ -104,15 +108,46 @@ def _gather(
         if now_s - said_s > SAY_WHO_IS_MISSING_S:
             said_s = now_s
             logger.warning("waiting at %s:%d for processes %s", place.host, place.port, missing)
-        if (link := accept(server, _handshake_key(key), ACCEPT_S)) is not None:
-            _hear(link, key, place, hellos, links)
+        if (end := accept(server, ACCEPT_S)) is not None:
+            door.open(end)
+        while not door.come.empty():
+            _hear(*door.come.get(), key, place, hellos, links)
 
 
-def _hear(link: Link, key: bytes, place: Place, hellos: dict[int, dict[str, Any]], links: dict[int, Link]) -> None:
+class _Door:
+    """Where connections wait until they have shown the key and said who they are, none for the others.
+
+    come: links and first messages of those that have.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        self.come: queue.SimpleQueue[tuple[Link, bytes]] = queue.SimpleQueue()
+        self._key = key
+        self._room = threading.BoundedSemaphore(MAX_AT_THE_DOOR)
+
+    def open(self, end: socket.socket) -> None:
+        """Let a connection wait; one too many is closed, and may come again."""
+        if not self._room.acquire(blocking=False):
+            end.close()
+            return
+        threading.Thread(target=self._wait, args=(end,), daemon=True).start()
+
+    def _wait(self, end: socket.socket) -> None:
+        try:
+            heard = hear_first(end, self._key)
+        finally:
+            self._room.release()
+        if heard is not None:
+            self.come.put(heard)
+
+
+def _hear(
+    link: Link, first: bytes, key: bytes, place: Place, hellos: dict[int, dict[str, Any]], links: dict[int, Link]
+) -> None:
     """Take in one process, or tell it why not."""
     try:
-        hello = Opener(session_key(key, b"hello"), 0).open(link.receive()).json()
-    except (EOFError, OSError, MessageError):
+        hello = Opener(session_key(key, b"hello"), 0).open(first).json()
+    except MessageError:
         return
     process_id, reason = hello["process_id"], ""
     if hello["protocol"] != PROTOCOL:

@@ -129,6 +129,7 @@ class Leader:
 
     def exchange(self, topic: str, value: Any) -> list[Any]:
         """See `Group`."""
+        self.loss.check()
         values = [value]
         for each in self._followers:
             theirs = each.values.get()
@@ -151,11 +152,13 @@ class Leader:
         error = GroupError(
             f"A group lives as long as all its processes, got no more of {member}: {reason.rstrip('.')}. Start the group again."
         )
-        self.loss.set(error, lambda: self._tell(str(error)))
+        if self.loss.set(error, lambda: self._tell(str(error))):
+            for each in self._followers:
+                each.values.put(None)  # whoever waits for it finds the error
 
     def fail(self, error: BaseException) -> None:
         """End the group because of this process."""
-        self.lose(self.me, str(error))
+        self.lose(self.me, str(error) or type(error).__name__)
 
     def close(self) -> None:
         """Let the followers end, and wait until they take leave, for a while. Does nothing once the group has ended; idempotent."""
@@ -205,8 +208,6 @@ class Leader:
             thread.start()
         for thread in threads:
             thread.join(max(give_up_at_s - time.monotonic(), 0.0))
-        for each in self._followers:
-            each.values.put(None)
 
     def _beat(self) -> None:
         if self.loss.error is None:
@@ -218,9 +219,10 @@ class Leader:
             if not self._is_over.is_set() and not self._has_left(process_id):
                 self.lose(self.members[process_id], f"nothing was heard of it for {silent_s:.1f} s")
         with self._counting:
-            oldest = next(iter(self._steps.items()), None)
-        if oldest is not None and time.monotonic() - oldest[1].sent_s > self._step_limit_s:
-            number, late = oldest[0], self.members[max(oldest[1].processes)]
+            number, step = next(iter(self._steps.items()), (0, None))
+            is_late = step is not None and time.monotonic() - step.sent_s > self._step_limit_s
+            late = self.members[max(step.processes)] if step is not None and is_late else None
+        if late is not None:
             self.lose(
                 late, f"step message {number} must run everywhere within {self._step_limit_s:.0f} s, and has not there"
             )

@@ -4,6 +4,7 @@ Only that module's bytes are used: its objects would be pickled.
 """
 
 import contextlib
+import ipaddress
 import multiprocessing
 import os
 import socket
@@ -55,6 +56,11 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket at this address alone. Raises: ConfigError if it can't be had."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        if ipaddress.ip_address(str(address[0]).partition("%")[0]).is_unspecified:
+            raise ConfigError(
+                f"The coordinator must name one address of process 0's host, got {host}:{port}, which means all of them: name the one that the others"
+                " reach."
+            )
         return socket.create_server(address[:2], family=family, backlog=128)
     except OSError as error:
         raise ConfigError(
@@ -62,39 +68,53 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def accept(server: socket.socket, key: bytes, timeout_s: float) -> Link | None:
-    """The next process that has the key; None: nobody came in that time, or one that has not."""
+def accept(server: socket.socket, timeout_s: float) -> socket.socket | None:
+    """The next connection, of whoever it is; None: there was none in that time."""
     server.settimeout(timeout_s)
     try:
-        end, _ = server.accept()
+        return server.accept()[0]
     except TimeoutError:
         return None
+
+
+def hear_first(end: socket.socket, key: bytes) -> tuple[Link, bytes] | None:
+    """A new connection's link and first message; None: it has not the key, or took longer than HANDSHAKE_LIMIT_S for both."""
+    shutter = socket.socket(fileno=os.dup(end.fileno()))
+    timer = threading.Timer(HANDSHAKE_LIMIT_S, _shut, [shutter])
+    timer.daemon = True
+    timer.start()
     try:
-        return _shake_hands(end, key, is_server=True)
+        link = _shake_hands(end, key, is_server=True)
+        return link, link.receive()
     except (OSError, EOFError, multiprocessing.AuthenticationError):
         return None
+    finally:
+        timer.cancel()
+        shutter.close()
+
+
+def _shut(end: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        end.shutdown(socket.SHUT_RDWR)
 
 
 def dial(host: str, port: int, key: bytes, limit_s: float) -> Link:
-    """Connect, trying again until process 0 is there. Raises: GroupError if it does not come; ConfigError if it has another key."""
+    """Connect, trying again until process 0 is there and has time. Raises: GroupError if it does not come; ConfigError if it has another key."""
     give_up_at_s = time.monotonic() + limit_s
     while True:
         try:
-            end = socket.create_connection((host, port), timeout=HANDSHAKE_LIMIT_S)
-            break
-        except OSError as error:
+            return _shake_hands(socket.create_connection((host, port), timeout=HANDSHAKE_LIMIT_S), key, is_server=False)
+        except multiprocessing.AuthenticationError as error:
+            raise ConfigError(
+                f"Process 0, at {host}:{port}, must have this group's key, got {type(error).__name__}: {error}: give every process the same key."
+            ) from error
+        except (OSError, EOFError) as error:
             if time.monotonic() > give_up_at_s:
                 raise GroupError(
-                    f"Process 0 must listen at {host}:{port} within {limit_s:.0f} s, got {error}: start it, and look whether the network lets this"
-                    " process reach it."
+                    f"Process 0 must listen at {host}:{port} within {limit_s:.0f} s, got {type(error).__name__}: {error}: start it, and look whether the"
+                    " network lets this process reach it."
                 ) from error
             time.sleep(DIAL_AGAIN_S)
-    try:
-        return _shake_hands(end, key, is_server=False)
-    except (OSError, EOFError, multiprocessing.AuthenticationError) as error:
-        raise ConfigError(
-            f"Process 0, at {host}:{port}, must have this group's key, got {type(error).__name__}: {error}: give every process the same key."
-        ) from error
 
 
 def _shake_hands(end: socket.socket, key: bytes, *, is_server: bool) -> Link:
