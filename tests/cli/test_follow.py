@@ -36,7 +36,8 @@ def test_processes_that_were_started_say_what_is_wrong_and_end(tiny_options: lis
     assert done.returncode == 1
     rule = "With several processes the mesh must use every device, got 1 of 2: write --mesh tensor=2"
     assert f"sarathi-jax generate: error: {rule}" in done.stderr
-    assert done.stderr.count(rule) == 2
+    # Each says so; and one that hears of the other's end before its own, that too.
+    assert done.stderr.count(rule) in (2, 3)
 
 
 @pytest.mark.parametrize(
