@@ -1,5 +1,6 @@
 """Who gets into a group, and who does not."""
 
+import contextlib
 import multiprocessing.connection
 import socket
 import time
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from sarathi_jax.errors import ConfigError, GroupError
+from sarathi_jax.group import link
 from sarathi_jax.group.admission import admit, join
 from sarathi_jax.group.launch import free_port
 from sarathi_jax.group.place import LOOPBACK, Place
@@ -56,6 +58,43 @@ def test_another_key_is_refused_and_the_group_still_comes_together() -> None:
         joined(place, 1, b"a key that others have")
     joined(place, 1)
     assert len(leading.result(5).members) == 2
+
+
+def test_strangers_who_stay_hold_up_nobody() -> None:
+    """Five say nothing, and one says that it will say much, and does so slowly."""
+    place, leading = start(2)
+    time.sleep(0.1)
+    silent = [socket.create_connection((LOOPBACK, place.port)) for _ in range(6)]
+    silent[0].sendall(b"\x00\x00\x01\x00d")
+    start_s = time.monotonic()
+    joined(place, 1)
+    assert len(leading.result(5).links) == 1
+    assert time.monotonic() - start_s < 2.0
+    for each in silent:
+        each.close()
+
+
+def test_a_stranger_is_shut_out_in_time_however_slowly_it_talks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "HANDSHAKE_LIMIT_S", 1)
+    with link.listen(LOOPBACK, 0) as server, socket.create_connection(server.getsockname()) as slow:
+        end = link.accept(server, 5.0)
+        assert end is not None
+        with ThreadPoolExecutor(1) as pool:
+            hearing = pool.submit(link.hear_first, end, KEY)
+            start_s = time.monotonic()
+            slow.sendall(b"\x00\x00\x01\x00")
+            while not hearing.done() and time.monotonic() - start_s < 5.0:
+                time.sleep(0.2)
+                with contextlib.suppress(OSError):
+                    slow.sendall(b"d")
+            assert hearing.result() is None
+    assert time.monotonic() - start_s < 2.5
+
+
+@pytest.mark.parametrize("host", ["0", "0.0", "::0"])
+def test_all_addresses_are_refused_under_any_name(host: str) -> None:
+    with pytest.raises(ConfigError, match=f"must name one address of process 0's host, got {host}:0, which means all"):
+        link.listen(host, 0)
 
 
 def test_strangers_are_sent_away() -> None:
