@@ -35,8 +35,6 @@ def join_processes(place: Place, group: Group, local_devices: Sequence[int] | No
     apply_defaults()
     # It would take SIGTERM for itself, and a process that is told to end would stay.
     jax.config.update("jax_enable_preemption_service", False)
-    # It would abort this process when another one ends before it has said why: the group's own watch does, and ends it.
-    jax.config.update("jax_enable_recoverability", True)
     address = f"[{place.host}]:{place.jax_port}" if ":" in place.host else f"{place.host}:{place.jax_port}"
     try:
         jax.distributed.initialize(

@@ -6,6 +6,7 @@ import os
 import queue
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from sarathi_jax.group.member import BEAT_S, FOLLOWER_PATIENCE_S, START_PATIENCE
 from sarathi_jax.group.messages import NUMBER, Kind, Message, MessageError, Opener, Sealer
 from sarathi_jax.group.silence import WATCH_S, Silence, repeat
 
+END_S = 1.0
 CALLS = (Kind.STEP, Kind.SLOT, Kind.RESET, Kind.RELEASE, Kind.CLOSE)
 
 
@@ -79,6 +81,8 @@ class Follower:
         if self._end(GroupError(text)):
             with contextlib.suppress(OSError):
                 self._link.send(self._sealer.seal_last(text), 1.0)
+        else:
+            time.sleep(END_S)  # `on_loss` has said why already, and is ending this process
 
     def leave(self) -> None:
         """Take leave of the leader, who has closed the group."""

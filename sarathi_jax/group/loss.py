@@ -27,20 +27,24 @@ class Loss:
         """End the group.
 
         tell: called before anybody here hears of it, who may end the process at once.
-        Returns: whether this was the first to say so; only the first counts.
+        Returns: whether this was the first to say so; only the first counts. Either way the group has ended then: who was not the first waits for the one
+          that is still telling.
         """
         with self._lock:
-            if self._is_ending:
-                return False
-            self._is_ending = True
-        tell()
-        with self._lock:
-            self.error = error
-            waiting, self._waiting = self._waiting, set()
-        self._has_ended.set()
-        for future in waiting:
-            with suppress(InvalidStateError):
-                future.set_exception(error)
+            is_first, self._is_ending = not self._is_ending, True
+        if not is_first:
+            self._has_ended.wait()
+            return False
+        try:
+            tell()
+        finally:
+            with self._lock:
+                self.error = error
+                waiting, self._waiting = self._waiting, set()
+            self._has_ended.set()
+            for future in waiting:
+                with suppress(InvalidStateError):
+                    future.set_exception(error)
         return True
 
     def check(self) -> None:

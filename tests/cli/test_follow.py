@@ -1,7 +1,7 @@
 """Commands with several processes: process 0 starts the others on this machine, and the answer is that of one process."""
 
 import os
-import signal
+import re
 import subprocess
 import sys
 
@@ -34,12 +34,13 @@ def test_two_processes_answer_as_one(capsys: pytest.CaptureFixture[str], tiny_op
 def test_processes_that_were_started_say_what_is_wrong_and_end(tiny_options: list[str]) -> None:
     """They have found each other by then, on their hosts and in jax."""
     done = run("generate", *tiny_options, "--prompt", "one", "--num-processes", "2")
-    # Seen once in many runs: jax, which hears of the other's end too, aborts the process before it has ended by itself.
-    assert done.returncode in (1, -signal.SIGABRT)
+    assert done.returncode == 1, done.stderr
     rule = "With several processes the mesh must use every device, got 1 of 2: write --mesh tensor=2"
-    assert f"sarathi-jax generate: error: {rule}" in done.stderr
-    # Each says so; and one that hears of the other's end before its own, that too.
-    assert done.stderr.count(rule) in (2, 3)
+    # All find it at the same time: process 0 says it of itself, or of the other one if it hears of that first. Each says it once.
+    assert re.search(
+        rf"sarathi-jax generate: error: (A group lives .* of process 1 \(.*\): )?{re.escape(rule)}", done.stderr
+    )
+    assert done.stderr.count(rule) == 2, done.stderr
 
 
 @pytest.mark.parametrize(
