@@ -1,6 +1,7 @@
 """Several engines as one: where requests go, and that none waits for another's devices."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -90,15 +91,17 @@ def test_what_others_brought_when_one_engine_failed_comes_with_the_next_turn(mak
     good, bad = make_rig(step_s=0.0), make_rig(step_s=0.0)
     bad.executor.failing_steps = set(range(100))
     replicas = EngineReplicas([good.engine, bad.engine])
-    kept = replicas.add_request([65], GREEDY)
+    kept = replicas.add_request([65], replace(GREEDY, max_tokens=20))
     replicas.add_request([66], GREEDY)
     tokens: list[int] = []
-    for _ in range(40):
+    num_raised = 0
+    for _ in range(60):
         try:
             tokens += [token for event in replicas.step() if event.request_id == kept for token in event.token_ids]
         except EngineError:
-            continue
-    assert len(tokens) == GREEDY.max_tokens
+            num_raised += 1
+    assert num_raised > 0
+    assert len(tokens) == 20
 
 
 def test_an_abort_ends_the_request_and_an_unknown_one_is_no_error(make_replicas: Make) -> None:

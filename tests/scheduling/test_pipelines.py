@@ -80,6 +80,17 @@ def test_f22_one_stage_has_no_share_to_keep(make_scheduler: Any, make_request: A
     assert [names(line.turn()) for _ in range(3)] == ["abcde"] * 3
 
 
+def test_a_forced_preemption_comes_once_however_often_its_step_is_asked_for(
+    make_scheduler: Any, make_request: Any
+) -> None:
+    """A loop that polls asks again and again while all requests are under way."""
+    line = line_of(make_scheduler, make_request, "abc", num_microbatches=4, preempt_every_steps=2)
+    requests = [line.scheduler.get(name) for name in "abc"]
+    assert names(line.turn()) == "abc"
+    assert [line.scheduler.schedule(0.0) for _ in range(3)] == [None] * 3
+    assert [request.num_preemptions for request in requests if request] == [0, 0, 1]
+
+
 @pytest.mark.parametrize("policy", sorted(POLICIES))
 @given(trace=TRACES, num_pages=st.integers(14, 40), num_stages=st.integers(2, 4))
 def test_f22_every_policy_keeps_the_contract_of_pipelines(

@@ -128,3 +128,5 @@ def test_a_stage_keeps_the_kinds_of_its_layers() -> None:
     stage = Layout(2).stage(replace(CONFIG, sliding_window=4, window_layers=(0, 2), moe=moe))
     assert (stage.num_layers, stage.window(0), stage.window(1)) == (2, 4, None)
     assert [stage.is_moe_layer(index) for index in range(2)] == [True, False]
+    everywhere = Layout(2).stage(replace(CONFIG, sliding_window=4, window_layers=(0, 1, 2, 3)))
+    assert everywhere.window_layers == (0, 1)

@@ -126,6 +126,8 @@ def test_rules_are_found_by_name_or_in_a_file(tmp_path: Path) -> None:
     )
     assert find_rules("megatron") is MEGATRON
     assert find_rules({"vocab": None}) == {**MEGATRON, "vocab": None}
+    with pytest.raises(ConfigError, match=r"A logical axis must be one of vocab, embed, .*, got 'vocabulary'"):
+        find_rules({"vocabulary": None})
 
 
 @pytest.mark.parametrize(
