@@ -7,7 +7,7 @@ import pytest
 from sarathi_jax.errors import EngineError
 from sarathi_jax.execution.buckets import Bucket, BucketTable, Variant
 from sarathi_jax.execution.executor import JaxExecutor
-from sarathi_jax.execution.packing import Geometry
+from sarathi_jax.execution.packing import Geometry, pack_padding
 from sarathi_jax.sampling_params import SamplingParams
 from sarathi_jax.scheduling.schedule import Schedule, ScheduledRow
 
@@ -35,9 +35,11 @@ class NumberingRunner:
     def __init__(self, failing: set[int]) -> None:
         self.failing = failing
         self.num_steps = self.num_resets = 0
+        self.packed = np.zeros(0, np.int32)
 
     def run_step(self, bucket: Bucket, packed: np.ndarray) -> Words:
         self.num_steps += 1
+        self.packed = packed
         if self.num_steps in self.failing:
             raise jax.errors.JaxRuntimeError("INTERNAL: a fault")
         return Words(bucket, self.num_steps)
@@ -102,3 +104,6 @@ def test_steps_behind_a_failed_one_are_given_up_with_it() -> None:
     with pytest.raises(EngineError, match="Step 0 must keep its KV pages, got a failure of a step before it"):
         first.result()
     assert runner.num_resets == 1
+    third = pipeline.submit(schedule(2))
+    on_second_stage = runner.packed.reshape(2, -1)[1]
+    np.testing.assert_array_equal(on_second_stage, pack_padding(third.bucket, GEOMETRY), "nothing is left on its way")
