@@ -61,7 +61,7 @@ def _check_pages(request: Request, page_size: int) -> None:
     assert len(set(page_ids)) == len(page_ids), f"{name}: a page is twice in one block table"
     assert request.num_reserved_tokens == len(page_ids) * page_size, f"{name}: reserved tokens are not its pages'"
     if request.state is RequestState.RUNNING:
-        num_kv_tokens = max(request.num_computed_tokens, request.num_prefill_tokens)
+        num_kv_tokens = max(request.num_computed_tokens, request.min_reserved_tokens)
         assert len(page_ids) == -(-num_kv_tokens // page_size), f"{name} holds more or fewer pages than it needs"
         assert request.num_computed_tokens < request.num_tokens, f"{name} runs with nothing left to compute"
     else:

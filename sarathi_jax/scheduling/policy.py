@@ -19,11 +19,15 @@ class Plan:
     chunks: (request, number of its tokens to compute) in the policy's order.
     admitted: the waiting requests among them; each starts with the cached pages that the view found for it.
     preempted: running requests that lose their pages first, in this order; each goes to the front of the waiting ones.
+    num_reserved_tokens: tokens whose pages each admitted request takes at least, however few it has.
+    has_prefill: whether a chunk reads tokens that its request had at its admission; the next view tells it as `was_prefill`.
     """
 
     chunks: Sequence[tuple[Request, int]]
     admitted: Sequence[Request] = ()
     preempted: Sequence[Request] = ()
+    num_reserved_tokens: int = 0
+    has_prefill: bool = False
 
 
 class PageLedger:
@@ -61,9 +65,12 @@ class View:
 
     running: admitted requests in the order of arrival. waiting: in queue order, preempted ones in front.
     under_way: requests in a microbatch that stages of a pipeline are still at. num_free_slots: how many requests may be admitted.
+    was_prefill: whether the last step that was scheduled had `Plan.has_prefill`.
     """
 
-    __slots__ = ("_kv_pages", "_prefixes", "limits", "now_s", "num_free_slots", "running", "under_way", "waiting")
+    __slots__ = (
+        "_kv_pages", "_prefixes", "limits", "now_s", "num_free_slots", "running", "under_way", "waiting", "was_prefill",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -75,6 +82,7 @@ class View:
         *,
         under_way: Set[Request] = frozenset(),
         num_free_slots: int | None = None,
+        was_prefill: bool = False,
     ) -> None:
         self.now_s = now_s
         self.limits = limits
@@ -82,6 +90,7 @@ class View:
         self.waiting = waiting
         self.under_way = under_way
         self.num_free_slots = limits.max_num_seqs - len(running) if num_free_slots is None else num_free_slots
+        self.was_prefill = was_prefill
         self._kv_pages = kv_pages
         self._prefixes: dict[str, list[int]] = {}
 
@@ -101,7 +110,11 @@ class Policy(Protocol):
 
     A plan has to keep the token budget, give every request at most one chunk of at most what it is behind, and none to those under way, preempt only running
     requests, give none of those a chunk, admit only requests with no row in flight, and no more than there are free slots, and take no more pages than there
-    are: an admitted request takes those of all tokens that it has, a running one those that its chunk needs.
+    are: an admitted request takes those of all tokens that it has, and of `num_reserved_tokens` if these are more, a running one those that its chunk needs.
     """
+
+    def check(self, limits: SchedulerLimits) -> None:
+        """Raises: ConfigError if these limits allow a request that the policy could never run."""
+        ...
 
     def plan(self, view: View) -> Plan: ...

@@ -22,7 +22,7 @@ from sarathi_jax.scheduling.integrity import check_scheduler
 from sarathi_jax.scheduling.kv_pages import KVPages
 from sarathi_jax.scheduling.limits import SchedulerLimits
 from sarathi_jax.scheduling.policies import make_policy
-from sarathi_jax.scheduling.policy import Policy, View
+from sarathi_jax.scheduling.policy import Plan, Policy, View
 from sarathi_jax.scheduling.queues import RequestQueues
 from sarathi_jax.scheduling.request import Request, RequestState
 from sarathi_jax.scheduling.schedule import Schedule, ScheduledRow, StepResult
@@ -71,6 +71,7 @@ class Scheduler:
         )
         self.kv_pages = KVPages(num_pages, page_size, provenance, is_prefix_caching)
         self._policy = make_policy(policy) if isinstance(policy, str) else policy
+        self._policy.check(self.limits)
         self._queues = RequestQueues(max_num_seqs, do_slots_rest=num_microbatches > 1)
         self._groups: dict[str, tuple[Request, ...]] = {}
         self._in_flight: deque[tuple[Schedule, Sequence[Request]]] = deque()
@@ -78,6 +79,7 @@ class Scheduler:
         self._newly_preempted: list[str] = []
         self._num_steps = 0
         self._last_forced_step = -1
+        self._was_prefill = False
 
     # ---- queries
 
@@ -123,6 +125,7 @@ class Scheduler:
             self.kv_pages,
             under_way=self._under_way(),
             num_free_slots=self._queues.num_free_slots,
+            was_prefill=self._was_prefill,
         )
 
     # ---- requests come and go
@@ -179,9 +182,10 @@ class Scheduler:
         plan = self._policy.plan(view)
         for request in plan.preempted:
             self._preempt(request)
-        self._admit(plan.admitted, view, now_s)
+        self._admit(plan, view, now_s)
         if not plan.chunks:
             return None
+        self._was_prefill = plan.has_prefill
 
         one_token = [chunk for chunk in plan.chunks if chunk[1] == 1]
         longer = [chunk for chunk in plan.chunks if chunk[1] != 1] if len(one_token) < len(plan.chunks) else []
@@ -266,16 +270,17 @@ class Scheduler:
             return frozenset()
         return {request for _, requests in islice(reversed(self._in_flight), newest) for request in requests}
 
-    def _admit(self, admitted: Sequence[Request], view: View, now_s: float) -> None:
+    def _admit(self, plan: Plan, view: View, now_s: float) -> None:
         """Start waiting requests. Found pages are all claimed before any page is allocated, so that none is evicted meanwhile."""
-        for request in admitted:
+        for request in plan.admitted:
             prefix = view.find_prefix(request)
+            request.min_reserved_tokens = max(request.num_tokens, plan.num_reserved_tokens)
             self.kv_pages.claim(request, prefix)
             request.num_computed_tokens = len(prefix) * self.limits.page_size
-        for request in admitted:
+        for request in plan.admitted:
             self._queues.start(request)
             request.num_prefill_tokens = request.num_tokens
-            self.kv_pages.reserve(request, request.num_tokens)
+            self.kv_pages.reserve(request, request.min_reserved_tokens)
             if request.first_scheduled_s is None:
                 request.first_scheduled_s = now_s
                 request.num_prefix_hit_tokens = request.num_computed_tokens

@@ -1,0 +1,140 @@
+"""A plan in the making: what is left of the budget, the slots and the pages after each chunk. Policies add to it; it changes no request and no page."""
+
+from collections.abc import Iterable, Sequence
+
+from sarathi_jax.scheduling.policy import Plan, View
+from sarathi_jax.scheduling.request import Request
+
+
+class PlanRound:
+    """The next step so far. A policy makes one for each plan, adds decodes and prefills in its own order, and takes the plan.
+
+    Running requests are visited from the oldest on. When a decode finds no page, the youngest running request loses its own, whatever it is doing, the
+    asking one included; so a victim is never one that this plan has passed already.
+
+    does_split_prompts: whether a prompt may be read over several steps. If not, a waiting request comes in only where the budget holds all that it has.
+    does_reserve_max_len: whether an admitted request takes the pages of the longest request there may be, so that it never asks for more; admissions then
+      need no watermark.
+    """
+
+    def __init__(self, view: View, *, does_split_prompts: bool = True, does_reserve_max_len: bool = False) -> None:
+        self._view = view
+        self._limits = limits = view.limits
+        self._pages = view.ledger()
+        self._num_tokens_left = limits.token_budget
+        self._num_kept = len(view.running)
+        self._num_free_slots = view.num_free_slots
+        self._num_partial_prefills = 0
+        self._does_split_prompts = does_split_prompts
+        self._num_reserved_tokens = limits.max_model_len if does_reserve_max_len else 0
+        self._num_watermark_pages = 0 if does_reserve_max_len else limits.num_watermark_pages
+        self._has_prefill = False
+        self._chunks: list[tuple[Request, int]] = []
+        self._admitted: list[Request] = []
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the step has no chunk yet."""
+        return not self._chunks
+
+    def plan(self) -> Plan:
+        preempted = self._view.running[self._num_kept :][::-1]
+        return Plan(self._chunks, self._admitted, preempted, self._num_reserved_tokens, self._has_prefill)
+
+    def add_decodes(self) -> list[Request]:
+        """One token for every decode. Returns: running requests that still read their prompt."""
+        running, prefilling, under_way = self._view.running, [], self._view.under_way
+        chunks, max_decodes = self._chunks, self._max_decodes()
+        for index, request in enumerate(running):
+            if index >= self._num_kept:
+                break
+            if under_way and request in under_way:
+                continue
+            if request.num_computed_tokens < request.num_prefill_tokens:
+                prefilling.append(request)
+            elif request.num_tokens >= request.max_num_tokens or len(chunks) >= max_decodes:
+                continue  # its last token is in flight, or it is another microbatch's
+            elif request.num_computed_tokens < request.num_reserved_tokens or self._found_page(running, index):
+                chunks.append((request, 1))
+        self._num_tokens_left -= len(chunks)
+        return prefilling
+
+    def _max_decodes(self) -> int:
+        """Decodes of one step: all, or in a pipeline an even share for each microbatch, so that none holds up the others."""
+        num_microbatches, budget = self._limits.num_microbatches, self._limits.token_budget
+        if num_microbatches == 1:
+            return budget
+        num_decodes = sum(not each.is_prefilling and each.num_remaining_tokens > 0 for each in self._view.running)
+        return min(-(-num_decodes // num_microbatches), budget)
+
+    def _found_page(self, running: Sequence[Request], index: int) -> bool:
+        """Take a page for the decode at `index`, preempting from the youngest on. Returns: False if it had to go itself."""
+        while self._pages.num_available == 0:
+            self._num_kept -= 1
+            self._pages.release(running[self._num_kept])
+            if self._num_kept == index:
+                return False
+        self._pages.take(1)
+        return True
+
+    def prefilling(self) -> list[Request]:
+        """Running requests that still read their prompt, and are in no microbatch under way."""
+        under_way = self._view.under_way
+        return [request for request in self._view.running if request.is_prefilling and request not in under_way]
+
+    def add_partial_prefills(self, prefilling: Iterable[Request]) -> None:
+        """What is left of the budget goes to them in this order."""
+        for request in prefilling:
+            self._add_prefill(request, request.num_tokens - request.num_computed_tokens)
+
+    def add_waiting(self, waiting: Iterable[Request]) -> None:
+        """Admit requests, in this order, while budget, slots and pages last. With the budget gone no older prefill can be behind a newer one."""
+        # Whoever just lost its pages comes first in the queue; letting anyone in now would undo the preemption.
+        if self._num_kept < len(self._view.running):
+            return
+        for request in waiting:
+            if self._num_tokens_left <= 0 or len(self._admitted) >= self._num_free_slots:
+                break
+            if not self._admit(request) and self._limits.is_head_of_line_blocking:
+                break
+
+    def _admit(self, request: Request) -> bool:
+        """Plan a waiting request's first chunk if it may run and fits. Returns: whether it does."""
+        # Nothing running: nobody needs room to grow, and a request of the pool's size has to get in some time.
+        has_company = self._num_kept or self._admitted
+        num_free_pages = self._pages.num_available - (self._num_watermark_pages if has_company else 0)
+        # At least one page is new, whatever is cached: a full pool spares looking for a long prompt's pages at every step.
+        if request.num_in_flight_rows or num_free_pages < 1:
+            return False
+        prefix = self._view.find_prefix(request)
+        num_remaining_tokens = request.num_tokens - len(prefix) * self._limits.page_size
+        if not self._may_add_prefill(num_remaining_tokens):
+            return False
+        num_tokens = max(request.num_tokens, self._num_reserved_tokens)
+        num_new_pages = self._limits.num_pages_for(num_tokens) - len(prefix)
+        if num_new_pages + self._pages.num_idle(prefix) > num_free_pages:
+            return False
+        self._pages.claim(prefix)
+        self._pages.take(num_new_pages)
+        self._admitted.append(request)
+        self._add_prefill(request, num_remaining_tokens)
+        return True
+
+    def _may_add_prefill(self, num_remaining_tokens: int) -> bool:
+        is_partial = self._chunk_tokens(num_remaining_tokens) < num_remaining_tokens
+        if not self._does_split_prompts:
+            return not is_partial
+        limit = self._limits.max_num_partial_prefills
+        return not is_partial or limit is None or self._num_partial_prefills < limit
+
+    def _chunk_tokens(self, num_remaining_tokens: int) -> int:
+        threshold = self._limits.long_prefill_token_threshold if self._does_split_prompts else None
+        return min(num_remaining_tokens, self._num_tokens_left, threshold or num_remaining_tokens)
+
+    def _add_prefill(self, request: Request, num_remaining_tokens: int) -> None:
+        num_tokens = self._chunk_tokens(num_remaining_tokens)
+        self._num_partial_prefills += num_tokens < num_remaining_tokens
+        if num_tokens > 0:
+            self._chunks.append((request, num_tokens))
+            self._num_tokens_left -= num_tokens
+            self._has_prefill = True
