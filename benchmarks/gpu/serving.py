@@ -12,12 +12,15 @@ import jax
 from benchmarks.gpu.order import Row
 from sarathi_jax.cli.bench_throughput import summarize
 from sarathi_jax.cli.load import run_load
-from sarathi_jax.cli.workload import RequestShape, Synthetic, random_prompts, with_poisson_arrivals
 from sarathi_jax.engine.executor import Executor, StepHandle
 from sarathi_jax.engine.records import StepRecord
 from sarathi_jax.engine.replicas import AnyEngine
 from sarathi_jax.outputs import RequestOutput
 from sarathi_jax.scheduling.schedule import Schedule
+from sarathi_jax.simulation.arrivals import with_poisson_arrivals
+from sarathi_jax.simulation.lengths import Synthetic
+from sarathi_jax.simulation.token_ids import random_prompts
+from sarathi_jax.simulation.workloads import RequestShape
 
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 LATENCIES = ("ttft_s", "tbt_s")

@@ -13,9 +13,10 @@ from sarathi_jax.cli.load import run_load
 from sarathi_jax.cli.model_options import add_model_arguments, engine_config, running_engine
 from sarathi_jax.cli.options import Parser, UsageError
 from sarathi_jax.cli.report import describe_run, run_report
-from sarathi_jax.cli.workload import Synthetic, random_prompts
 from sarathi_jax.engine.records import StepRecord
 from sarathi_jax.outputs import RequestOutput
+from sarathi_jax.simulation.lengths import Synthetic
+from sarathi_jax.simulation.token_ids import random_prompts
 
 EXAMPLES = """  sarathi-jax bench latency demo
   sarathi-jax bench latency demo --batch-size 4 --prompt-tokens 256 --output-tokens 32 --repeats 10 --json"""

@@ -15,15 +15,12 @@ from sarathi_jax.cli.model_options import add_model_arguments, engine_config, ru
 from sarathi_jax.cli.options import Parser, UsageError
 from sarathi_jax.cli.report import describe_run, run_report
 from sarathi_jax.cli.timeline import check_plotting, plot_timeline
-from sarathi_jax.cli.workload import (
-    DISTRIBUTIONS,
-    RequestShape,
-    Synthetic,
-    random_prompts,
-    read_trace,
-    with_poisson_arrivals,
-)
 from sarathi_jax.outputs import RequestOutput
+from sarathi_jax.simulation.arrivals import with_poisson_arrivals
+from sarathi_jax.simulation.lengths import DISTRIBUTIONS, Synthetic
+from sarathi_jax.simulation.token_ids import random_prompts
+from sarathi_jax.simulation.traces import read_trace
+from sarathi_jax.simulation.workloads import RequestShape
 
 EXAMPLES = """  sarathi-jax bench throughput demo --num-requests 64
   sarathi-jax bench throughput demo --lengths zipf --prompt-tokens 512 --output-tokens 64 --request-rate 20

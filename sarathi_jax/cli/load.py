@@ -8,10 +8,10 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from sarathi_jax.cli.workload import RequestShape
 from sarathi_jax.engine.replicas import AnyEngine
 from sarathi_jax.outputs import RequestOutput
 from sarathi_jax.sampling_params import SamplingParams
+from sarathi_jax.simulation.workloads import RequestShape
 
 
 def run_load(

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from sarathi_jax.cli.load import run_load
-from sarathi_jax.cli.workload import RequestShape
 from sarathi_jax.clock import WallClock
 from sarathi_jax.engine.engine import Engine
 from sarathi_jax.errors import RequestError
 from sarathi_jax.scheduling.schedule import Schedule, StepResult
 from sarathi_jax.scheduling.scheduler import Scheduler
+from sarathi_jax.simulation.workloads import RequestShape
 
 STEP_S = 0.002
 

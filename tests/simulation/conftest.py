@@ -1,4 +1,4 @@
-"""Shapes of the paper's models, its systems, and the published profiles, where somebody has them."""
+"""Shapes of the paper's models, its systems, and the published profiles and trace, where somebody has them."""
 
 import csv
 import os
@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from sarathi_jax.simulation.cost_model import CostModel
 from sarathi_jax.simulation.hardware import load_device, load_host, load_system
@@ -16,7 +18,7 @@ from sarathi_jax.simulation.model_shape import ModelShape
 from sarathi_jax.simulation.placement import Placement
 
 ROOT = Path(__file__).parent.parent.parent
-# Vidur's published profiles; no part of this project.
+# Vidur's published profiles and Sarathi-Serve's trace; no part of this project.
 DATA_FOLDERS = (ROOT / "shared" / "data", ROOT.parent / "shared" / "data")
 
 MISTRAL_7B = ModelShape(
@@ -61,12 +63,26 @@ def shapes() -> dict[str, ModelShape]:
     return SHAPES
 
 
+def data_folder(name: str) -> Path | None:
+    """The folder `name` of the reference data, where somebody has it."""
+    given = os.environ.get("SARATHI_JAX_DATA")
+    folders = (Path(given),) if given else DATA_FOLDERS
+    return next((each / name for each in folders if (each / name).is_dir()), None)
+
+
+@pytest.fixture(scope="session")
+def chat_trace() -> NDArray[np.int64]:
+    """[2, n]: prompt and output tokens of every request of openchat_sharegpt4. Skips where the file is not."""
+    folder = data_folder("traces")
+    if folder is None:
+        pytest.skip("the published trace isn't here: point SARATHI_JAX_DATA at the folder that has traces/")
+    return np.loadtxt(folder / "openchat_sharegpt4_8k.csv", np.int64, delimiter=",", skiprows=1, usecols=(0, 1)).T
+
+
 @pytest.fixture(scope="session")
 def read_profile() -> Callable[..., dict[float, float]]:
     """(file, key column, summed columns, {column: wanted}) -> key -> seconds, the median over repeated rows. Skips where the files are not."""
-    given = os.environ.get("SARATHI_JAX_DATA")
-    folders = (Path(given),) if given else DATA_FOLDERS
-    folder = next((each / "profiles" for each in folders if (each / "profiles").is_dir()), None)
+    folder = data_folder("profiles")
 
     def read(name: str, key: str, columns: tuple[str, ...], wanted: dict[str, int]) -> dict[float, float]:
         if folder is None:
