@@ -60,30 +60,39 @@ class StepLoop:
         """Whether there is nothing to run, and nothing to wait for."""
         return not self._in_flight and not self.scheduler.has_unfinished
 
-    def step(self, *, does_wait: bool = True) -> list[TokenOutput]:
+    @property
+    def num_in_flight(self) -> int:
+        """Steps that were dispatched and not read."""
+        return len(self._in_flight)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many steps are under way as the loop allows, so that the oldest one has to be read next."""
+        return len(self._in_flight) > self._max_in_flight
+
+    def step(self, *, does_wait: bool = True, does_launch: bool = True) -> list[TokenOutput]:
         """Run one turn: dispatch a step, and take in what came of the oldest one, once there are as many under way as the loop allows.
 
         does_wait: whether to wait for that one; if not, a turn in which it is not done yet brings nothing.
+        does_launch: whether to dispatch; if not, the turn only takes in what came of the oldest one.
         Raises: EngineError if steps fail again and again, or unfinished requests can't run. GroupError, now and ever after, if a process is lost.
         """
         if self._end is not None:
             raise self._end
         try:
-            return self._turn(does_wait=does_wait)
+            return self._turn(does_wait=does_wait, does_launch=does_launch)
         except GroupError as error:
             self._end = error
             raise
 
-    def _turn(self, *, does_wait: bool) -> list[TokenOutput]:
-        is_full = len(self._in_flight) > self._max_in_flight
-        launched = None if is_full else self._launch()
+    def _turn(self, *, does_wait: bool, does_launch: bool) -> list[TokenOutput]:
+        launched = self._launch() if does_launch and not self.is_full else None
         if launched is not None:
             self._in_flight.append(launched)
-            is_full = len(self._in_flight) > self._max_in_flight
-        if self._in_flight and (is_full or launched is None):
+        if self._in_flight and (launched is None or self.is_full):
             is_ready = does_wait or self._in_flight[0].handle.is_ready()
             return self._land(self._in_flight.popleft()) if is_ready else []
-        if launched is None and self.scheduler.has_unfinished:
+        if does_launch and launched is None and self.scheduler.has_unfinished:
             raise EngineError(
                 f"Some request must be able to run, got none of {self.scheduler.num_waiting} waiting and {self.scheduler.num_running} running:"
                 " this is a fault of the scheduler; please report it."

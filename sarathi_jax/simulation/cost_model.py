@@ -113,6 +113,38 @@ class CostModel:
         stages = tuple(self._stage(work, index) for index in range(self.placement.stage))
         return StepCost(stages, self.host.seconds(work.num_rows), self.host.is_overlapped)
 
+    def stages_s(self, work: StepWork) -> tuple[float, ...]:
+        """Seconds of each stage, as `step` has them. What depends on the number of tokens or of rows alone is looked up: for those who price many steps."""
+        num_tokens, num_rows, last = work.num_tokens, work.num_rows, self.placement.stage - 1
+        by_tokens, by_rows = self._seconds_by_tokens, self._seconds_by_rows
+        if num_tokens not in by_tokens:
+            costs = self.step(StepWork((), num_tokens)).stages
+            by_tokens[num_tokens] = tuple(
+                each.linear_s + each.other_s + each.all_reduce_s + each.send_s for each in costs
+            )
+        if num_rows not in by_rows:
+            by_rows[num_rows] = self._head(num_rows).seconds
+        seconds = [
+            alone
+            + sum(
+                count * (self._chunks_s(work, window) + self._decodes_s(work, window))
+                for (window, _), count in kinds.items()
+            )
+            for alone, kinds in zip(by_tokens[num_tokens], self._kinds, strict=True)
+        ]
+        seconds[last] += by_rows[num_rows]
+        return tuple(seconds)
+
+    @cached_property
+    def _seconds_by_tokens(self) -> dict[int, tuple[float, ...]]:
+        """Tokens of a step -> what each stage takes for them without attention and head; filled as they come."""
+        return {}
+
+    @cached_property
+    def _seconds_by_rows(self) -> dict[int, float]:
+        """Rows of a step -> what the head takes; filled as they come."""
+        return {}
+
     @cached_property
     def weight_bytes(self) -> int:
         """On the device that holds most: its share of the layers, the embedding and the head. Norms are not counted."""

@@ -1,0 +1,129 @@
+"""Capacity as Sarathi-Serve (arXiv 2403.02310, section 5) and docs/metrics.md define it: the highest rate of Poisson arrivals at which P99 TBT keeps the SLO and
+the median scheduling delay 2 s. The criterion alone can be gamed by serving the short ones first, so a trial says more than whether it holds."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sarathi_jax.errors import ConfigError
+from sarathi_jax.simulation.deployment import Deployment
+from sarathi_jax.simulation.results import SimulationResult
+from sarathi_jax.simulation.run import SimulatedRequest, simulate
+from sarathi_jax.simulation.workloads import RequestShape
+
+MAX_TRIALS = 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Criterion:
+    """What a rate has to keep to count as served."""
+
+    tbt_slo_s: float
+    tbt_quantile: float = 0.99
+    max_median_delay_s: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not self.tbt_slo_s > 0 or not self.max_median_delay_s > 0 or not 0 < self.tbt_quantile < 1:
+            raise ConfigError(
+                f"an SLO and a delay must be above 0 and a quantile between 0 and 1, got {self}: correct them."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One rate. is_cut_short: stopped as soon as it could not hold any more; its numbers are of what had been served by then."""
+
+    requests_per_s: float
+    does_hold: bool
+    is_cut_short: bool
+    p99_tbt_s: float
+    median_delay_s: float
+    median_ttft_s: float
+    p99_ttft_s: float
+    backlog_drift: float
+    num_unfinished: int
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """requests_per_s: the highest rate that held, 0 if none did. at: the trial at it. trials: all, in the order they were made."""
+
+    requests_per_s: float
+    at: Trial | None
+    trials: Sequence[Trial]
+
+
+class CapacityJudge:
+    """Stops a run that can't hold any more, whatever comes: too many gaps are too long, or too many requests waited too long."""
+
+    def __init__(self, criterion: Criterion, shapes: Sequence[RequestShape]) -> None:
+        num_gaps = sum(shape.num_output_tokens - 1 for shape in shapes)
+        self._criterion = criterion
+        # A quantile lies between two ranks: one more of either count, and both are on the wrong side.
+        self._num_gaps_allowed = (1 - criterion.tbt_quantile) * num_gaps + 1
+        self._num_delays_allowed = len(shapes) / 2 + 1
+        self._num_long_gaps = self._num_long_delays = self._num_seen = 0
+
+    def is_decided(self, now_s: float, arrived: Sequence[SimulatedRequest], ended: SimulatedRequest) -> bool:
+        limit_s = self._criterion.max_median_delay_s
+        self._num_long_gaps += int((np.diff(ended.token_times_s) > self._criterion.tbt_slo_s).sum())
+        while self._num_seen < len(arrived) and arrived[self._num_seen].arrival_s + limit_s < now_s:
+            request = arrived[self._num_seen]
+            first_s = request.first_scheduled_s
+            self._num_long_delays += first_s is None or first_s - request.arrival_s > limit_s
+            self._num_seen += 1
+        return self._num_long_gaps > self._num_gaps_allowed or self._num_long_delays > self._num_delays_allowed
+
+
+def run_trial(
+    deployment: Deployment, shapes: Sequence[RequestShape], requests_per_s: float, criterion: Criterion
+) -> Trial:
+    """One rate. shapes: their arrivals are those of one request a second, and are drawn closer together here."""
+    scaled = [shape._replace(arrival_s=shape.arrival_s / requests_per_s) for shape in shapes]
+    result = simulate(deployment, scaled, CapacityJudge(criterion, scaled))
+    return judged(result, requests_per_s, criterion)
+
+
+def judged(result: SimulationResult, requests_per_s: float, criterion: Criterion) -> Trial:
+    """What a run comes to."""
+    tbt_s = _quantile(result.tbt_s, criterion.tbt_quantile)
+    delay_s = _quantile(result.scheduling_delay_s, 0.5)
+    does_hold = tbt_s <= criterion.tbt_slo_s and delay_s <= criterion.max_median_delay_s and not result.num_unfinished
+    return Trial(
+        requests_per_s=requests_per_s,
+        does_hold=does_hold,
+        is_cut_short=result.num_unfinished > 0,
+        p99_tbt_s=tbt_s,
+        median_delay_s=delay_s,
+        median_ttft_s=_quantile(result.ttft_s, 0.5),
+        p99_ttft_s=_quantile(result.ttft_s, 0.99),
+        backlog_drift=result.backlog_drift,
+        num_unfinished=result.num_unfinished,
+    )
+
+
+def find_capacity(trial_at: Callable[[float], Trial], *, guess: float = 1.0, granularity: float = 0.025) -> Capacity:
+    """The highest rate that holds: doubled or halved from the guess until one holds and one does not, then halved in ratio until the two are close.
+
+    trial_at: requests a second -> trial; the same requests each time, so that only the rate differs.
+    granularity: how far the rate that does not hold is above the one that does, as a share, at most.
+    """
+    trials: list[Trial] = []
+    held: Trial | None = None
+    low, high, rate = 0.0, float("inf"), guess
+    while len(trials) < MAX_TRIALS and not (low and high <= low * (1 + granularity)):
+        trial = trial_at(rate)
+        trials.append(trial)
+        if trial.does_hold:
+            low, held = rate, trial
+        else:
+            high = rate
+        if not low and rate < guess / 2**12:
+            break  # nothing holds: as with an SLO below the time of a single step
+        rate = low * 2 if high == float("inf") else high / 2 if not low else (low * high) ** 0.5
+    return Capacity(low, held, trials)
+
+
+def _quantile(values: np.ndarray, q: float) -> float:
+    return float(np.quantile(values, q)) if values.size else 0.0

@@ -1,0 +1,78 @@
+"""What came of a simulated run, by the definitions in docs/metrics.md: when each request was served, and what that comes to."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from sarathi_jax.engine.records import StepRecord
+
+
+class RequestTimes(NamedTuple):
+    """One request: when it arrived, was first scheduled (None: not yet), and got each token."""
+
+    arrival_s: float
+    first_scheduled_s: float | None
+    token_times_s: Sequence[float]
+    num_prompt_tokens: int
+    is_finished: bool
+    num_prefix_hit_tokens: int = 0
+    num_preemptions: int = 0
+
+    @property
+    def ttft_s(self) -> float:
+        """Raises: IndexError if it got no token."""
+        return self.token_times_s[0] - self.arrival_s
+
+    def gaps_s(self) -> np.ndarray:
+        """f64[tokens - 1], the times between its tokens."""
+        return np.diff(self.token_times_s)
+
+
+@dataclass(frozen=True)
+class SimulationResult:
+    """requests: by arrival; those that had not arrived when the run was stopped count as unfinished. end_s: when the run ended. idle_s: of all stages between
+    their first and last microbatch."""
+
+    requests: Sequence[RequestTimes]
+    steps: Sequence[StepRecord]
+    end_s: float
+    idle_s: float
+
+    @cached_property
+    def ttft_s(self) -> np.ndarray:
+        """f64[requests that got a token]."""
+        return np.array([each.ttft_s for each in self.requests if each.token_times_s])
+
+    @cached_property
+    def tbt_s(self) -> np.ndarray:
+        """f64[gaps of all requests], pooled."""
+        return np.concatenate([each.gaps_s() for each in self.requests if len(each.token_times_s) > 1] or [np.empty(0)])
+
+    @cached_property
+    def scheduling_delay_s(self) -> np.ndarray:
+        """f64[requests that arrived]; those that were never scheduled have waited until the end."""
+        return np.array(
+            [
+                (self.end_s if each.first_scheduled_s is None else each.first_scheduled_s) - each.arrival_s
+                for each in self.requests
+                if each.arrival_s <= self.end_s
+            ]
+        )
+
+    @property
+    def num_unfinished(self) -> int:
+        return sum(not each.is_finished for each in self.requests)
+
+    @property
+    def backlog_drift(self) -> float:
+        """Time from the first arrival to the last token, over the time in which requests arrived: above 1 by how far serving fell behind."""
+        arrivals = [each.arrival_s for each in self.requests]
+        span_s = max(arrivals) - min(arrivals)
+        return (self.end_s - min(arrivals)) / span_s if span_s else float("inf")
+
+    @property
+    def num_output_tokens(self) -> int:
+        return sum(len(each.token_times_s) for each in self.requests)
