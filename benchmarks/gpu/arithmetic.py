@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sarathi_jax.models.config import ModelConfig
-    from sarathi_jax.scheduling.schedule import Schedule
 
 EMBEDDING = "embedding.embedding"  # the one parameter of which a step reads rows, and not all
 MIXED_LARGER, MIXED_SMALLER = 1.1, 0.25
@@ -80,20 +79,3 @@ def mixed_allowance_s(part_s: float, other_s: float) -> float:
 def idle_share(period_s: float, device_s: float) -> float:
     """The part of the time from one step's end to the next one's in which the device had nothing to do; below 0 by noise alone."""
     return 1 - device_s / period_s
-
-
-def count_stalls(schedules: "Sequence[Schedule]") -> int:
-    """Times that a step left out a running decode (docs/metrics.md), summed over steps and decodes.
-
-    A request is a running decode from the step that samples its first token to its last row, but for the time that it is preempted.
-    """
-    num_stalls, last_sampled = 0, dict[str, int]()
-    for index, schedule in enumerate(schedules):
-        for request_id in schedule.preempted_request_ids:
-            last_sampled.pop(request_id, None)
-        for row in schedule.rows:
-            if row.request_id in last_sampled:
-                num_stalls += index - last_sampled[row.request_id] - 1
-            if row.does_sample:
-                last_sampled[row.request_id] = index
-    return num_stalls

@@ -16,7 +16,6 @@ from benchmarks.gpu.arithmetic import idle_share
 from benchmarks.gpu.order import Order, Row, SkippedError, attempt
 from benchmarks.gpu.serving import (
     Load,
-    Recorder,
     compile_events,
     latencies,
     period_s,
@@ -28,6 +27,7 @@ from benchmarks.gpu.serving import (
 from sarathi_jax import LLM
 from sarathi_jax.cli.report import step_mix
 from sarathi_jax.engine.executor import Executor
+from sarathi_jax.engine.stalls import ScheduleKeeper
 from sarathi_jax.outputs import RequestOutput
 from sarathi_jax.scheduling.schedule import Schedule
 
@@ -74,8 +74,8 @@ class EngineBench:
         self.llm = LLM(order.model, load_format="dummy", progress=False, **self.plan.options)
         self.start_s = time.perf_counter() - started_s
         self.engine = self.llm.engines[0]
-        self.recorder = Recorder(self.engine.loop.executor)
-        self.engine.loop.executor = self.recorder
+        self.keeper = ScheduleKeeper(self.engine.loop.executor)
+        self.engine.loop.executor = self.keeper
         warm_up(self.engine)
         self._offline_requests_per_s: float | None = None
         self._num_loads = 0
@@ -116,14 +116,14 @@ class EngineBench:
 
     def idle(self, load: Load) -> Row:
         """Raises: SkippedError if there was no stretch of equal steps."""
-        self.recorder.schedules.clear()
+        self.keeper.schedules.clear()
         self.send(load)
         stretch = steady_decodes(list(self.engine.records))
         if len(stretch) < 3:
             raise SkippedError("no three decode steps in a row were alike")
         middle = stretch[len(stretch) // 2].step
-        schedule = next(each for each in self.recorder.schedules if each.step == middle)
-        device_s = back_to_back_s(self.recorder.executor, schedule, self.plan.num_steps)
+        schedule = next(each for each in self.keeper.schedules if each.step == middle)
+        device_s = back_to_back_s(self.keeper.executor, schedule, self.plan.num_steps)
         return {
             "bucket": stretch[0].bucket.name,
             "num_steps": len(stretch),

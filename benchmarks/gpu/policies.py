@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from benchmarks.gpu.arithmetic import count_stalls
 from benchmarks.gpu.compiled_model import CompiledModel, compile_model, make_engine
 from benchmarks.gpu.order import Order, Row, attempt
-from benchmarks.gpu.serving import Load, Recorder, latencies, send, throughput, warm_up
+from benchmarks.gpu.serving import Load, latencies, send, throughput, warm_up
 from sarathi_jax.cli.report import step_mix
 from sarathi_jax.config import EngineConfig
 from sarathi_jax.engine.engine import Engine
+from sarathi_jax.engine.stalls import ScheduleKeeper, count_stalls
 from sarathi_jax.execution.executor import JaxExecutor
 from sarathi_jax.outputs import RequestOutput
 from sarathi_jax.scheduling.policies import POLICIES
@@ -89,12 +89,12 @@ class PoliciesBench:
         return self.plan.budgets.get(policy, self.plan.max_budget)
 
     def _run(self, policy: str, requests_per_s: float | None) -> tuple[list[RequestOutput], list[Schedule], Engine]:
-        recorder, budget = Recorder(self.executor), self._budget(policy)
-        engine = make_engine(self._compiled, recorder, self._config, policy=policy, token_budget=budget)
+        keeper, budget = ScheduleKeeper(self.executor), self._budget(policy)
+        engine = make_engine(self._compiled, keeper, self._config, policy=policy, token_budget=budget)
         warm_up(engine)
-        recorder.schedules.clear()
+        keeper.schedules.clear()
         outputs = send(engine, self.plan.load, self._compiled.config.vocab_size, requests_per_s)
-        return outputs, recorder.schedules, engine
+        return outputs, keeper.schedules, engine
 
 
 def rows(order: Order) -> Iterator[Row]:

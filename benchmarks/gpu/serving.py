@@ -12,11 +12,9 @@ import jax
 from benchmarks.gpu.order import Row
 from sarathi_jax.cli.bench_throughput import summarize
 from sarathi_jax.cli.load import run_load
-from sarathi_jax.engine.executor import Executor, StepHandle
 from sarathi_jax.engine.records import StepRecord
 from sarathi_jax.engine.replicas import AnyEngine
 from sarathi_jax.outputs import RequestOutput
-from sarathi_jax.scheduling.schedule import Schedule
 from sarathi_jax.simulation.arrivals import with_poisson_arrivals
 from sarathi_jax.simulation.lengths import Synthetic
 from sarathi_jax.simulation.token_ids import random_prompts
@@ -43,21 +41,6 @@ class Load:
         )
         shapes = synthetic.draw(self.num_requests, self.seed)
         return shapes if requests_per_s is None else with_poisson_arrivals(shapes, requests_per_s, self.seed)
-
-
-class Recorder:
-    """An executor that remembers the schedules it was given."""
-
-    def __init__(self, executor: Executor) -> None:
-        self.executor = executor
-        self.schedules: list[Schedule] = []
-
-    def submit(self, schedule: Schedule) -> StepHandle:
-        self.schedules.append(schedule)
-        return self.executor.submit(schedule)
-
-    def close(self) -> None:
-        self.executor.close()
 
 
 def send(engine: AnyEngine, load: Load, vocab_size: int, requests_per_s: float | None = None) -> list[RequestOutput]:

@@ -1,7 +1,7 @@
 """The part of the command line that every command with a model shares: which model, the engine's options, and starting the engine from them."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = EngineConfig().model
 
 
-def add_model_arguments(parser: Parser) -> None:
-    """MODEL, or --model, and one flag a field of EngineConfig."""
+def add_model_arguments(parser: Parser, *, skip: Collection[str] = ()) -> None:
+    """MODEL, or --model, and one flag a field of EngineConfig, but for those to skip."""
     text = f"demo, a folder, or a hub id (default: {DEFAULT_MODEL})"
     parser.add_argument("model_word", nargs="?", metavar="MODEL", help=text)
     parser.add_argument("--model", metavar="MODEL", help="the same, as a flag")
-    add_fields(parser, EngineConfig, "engine", skip=("model",))
+    add_fields(parser, EngineConfig, "engine", skip=("model", *skip))
 
 
 def model_name(args: argparse.Namespace) -> str:

@@ -5,10 +5,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sarathi_jax.engine.records import StepRecord, step_seconds
 from sarathi_jax.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sarathi_jax.engine.records import StepRecord
+    from matplotlib.axes import Axes
 
 FORMATS = (".png", ".svg", ".pdf")
 
@@ -23,7 +24,7 @@ def check_plotting(path: Path) -> None:
         raise ConfigError("a plot needs matplotlib, which isn't installed: pip install 'sarathi-jax[bench]'.")
 
 
-def plot_timeline(records: "Sequence[StepRecord]", path: Path) -> None:
+def plot_timeline(records: Sequence[StepRecord], path: Path) -> None:
     """Draw the steps and write the picture to `path`."""
     from matplotlib.backends.backend_agg import (
         FigureCanvasAgg,
@@ -34,14 +35,17 @@ def plot_timeline(records: "Sequence[StepRecord]", path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     first_s = records[0].start_s
-    # The overlapped loop starts a step before the one before it ends: a bar is the time that the step alone added.
-    ends = [record.end_s - first_s for record in records]
-    starts = [max(record.start_s - first_s, end) for record, end in zip(records, [0.0, *ends[:-1]], strict=True)]
-    widths = [end - start for start, end in zip(starts, ends, strict=True)]
+    bar_steps(axes, records, first_s)
+    axes.set(xlabel="seconds", ylabel="tokens in the step", title=f"{len(records)} steps")
+    axes.legend(loc="upper right")
+    figure.savefig(path, dpi=150)
+
+
+def bar_steps(axes: "Axes", records: Sequence[StepRecord], first_s: float) -> None:
+    """A bar for the time that each step alone added, from `first_s` on: with the overlapped loop a step starts before the one before it ends."""
+    widths = step_seconds(records)
+    starts = [record.end_s - first_s - width for record, width in zip(records, widths, strict=True)]
     decode = [record.num_decode_tokens for record in records]
     prefill = [record.num_prefill_tokens for record in records]
     axes.bar(starts, decode, widths, align="edge", label="decode", color="#2a6f97")
     axes.bar(starts, prefill, widths, bottom=decode, align="edge", label="prefill", color="#f4a261")
-    axes.set(xlabel="seconds", ylabel="tokens in the step", title=f"{len(records)} steps")
-    axes.legend(loc="upper right")
-    figure.savefig(path, dpi=150)

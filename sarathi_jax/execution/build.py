@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from sarathi_jax.config import EngineConfig
 from sarathi_jax.errors import CapacityError, ConfigError
-from sarathi_jax.execution.buckets import BucketTable
+from sarathi_jax.execution.buckets import BucketTable, Variant
 from sarathi_jax.execution.compile_ledger import CompileLedger
 from sarathi_jax.execution.device_runner import LocalRunner, Runner
 from sarathi_jax.execution.device_state import kv_bytes_per_page
@@ -88,6 +88,7 @@ def build_runner(
     *,
     progress: bool,
     group: Group | None = None,
+    variants: tuple[Variant, ...] = tuple(Variant),
 ) -> tuple[EnginePrograms, LocalRunner | None]:
     """Plan the memory, then load weights and compile all programs at the same time.
 
@@ -95,10 +96,11 @@ def build_runner(
       load: gives the model's flat tuple of arrays; called once.
       progress: show bars on standard error.
       group: of processes, which all call this at the same time, and come out of it together.
+      variants: of steps to compile; requests that need others can't be served.
     Returns: what was compiled, and a runner over it; None if none of the mesh's devices is this process's.
     Raises: ConfigError, CapacityError, GroupError, and what `load` raises.
     """
-    table, runner = BucketTable(config.token_budget, config.max_num_seqs), None
+    table, runner = BucketTable(config.token_budget, config.max_num_seqs, variants=variants), None
     if not is_here(model_state.mesh):
         programs = compile_engine(model_state, config, table, progress=progress, group=group)
     else:

@@ -9,6 +9,7 @@ import jax
 from sarathi_jax.checkpoints.loader import dummy_params, load_params
 from sarathi_jax.checkpoints.model_source import ModelSource
 from sarathi_jax.config import EngineConfig
+from sarathi_jax.execution.buckets import Variant
 from sarathi_jax.execution.build import EnginePrograms, build_runner, choose_dtype, memory_named
 from sarathi_jax.execution.device_runner import LocalRunner
 from sarathi_jax.execution.executor import JaxExecutor
@@ -32,7 +33,12 @@ class Replica(NamedTuple):
 
 
 def build_replicas(
-    source: ModelSource, config: EngineConfig, *, progress: bool, group: Group | None = None
+    source: ModelSource,
+    config: EngineConfig,
+    *,
+    progress: bool,
+    group: Group | None = None,
+    variants: tuple[Variant, ...] = tuple(Variant),
 ) -> list[Replica]:
     """Load the model onto its mesh and compile its programs, for one replica after the other. Args, raises: as `build_runner`'s."""
     replicas = []
@@ -51,7 +57,7 @@ def build_replicas(
                 load_params(source.folder, source.config, state.parameters, state.layout, progress=progress)
             )
 
-        programs, runner = build_runner(state, config, load, progress=progress, group=group)
+        programs, runner = build_runner(state, config, load, progress=progress, group=group, variants=variants)
         logger.info("%s", programs.plan.describe())
         replicas.append(Replica(programs, runner, process_ids(mesh)))
     return replicas

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from benchmarks.gpu import arithmetic, goals, order, parts, table
@@ -15,8 +14,6 @@ from benchmarks.gpu.attention_cases import FULL, MAX_SLOTS, Decodes, Mixed, Pref
 from sarathi_jax.engine.records import StepRecord
 from sarathi_jax.execution.buckets import Bucket, Variant
 from sarathi_jax.models.config import ModelConfig
-from sarathi_jax.sampling_params import SamplingParams
-from sarathi_jax.scheduling.schedule import Schedule, ScheduledRow
 
 ROOT = Path(__file__).parents[2]
 SMALL = ModelConfig(
@@ -89,28 +86,6 @@ def test_the_ceilings_are_the_best_copy_and_the_best_product():
     ]
     assert arithmetic.ceilings_of(rows) == {"copy_bytes_per_s": 4.0, "matmul_flops_per_s": 7.0}
     assert arithmetic.ceilings_of(rows[2:3]) == {}
-
-
-def step_of(index: int, sampling: str, reading: str = "", preempted: str = "") -> Schedule:
-    """A step: requests of one letter each, those that sample and those that read on in their prompt."""
-    rows = tuple(
-        ScheduledRow(name, 0, 1, (0,), np.zeros(1, np.int32), 0, name in sampling, False, (), 1, 0, SamplingParams(), 0)
-        for name in sampling + reading
-    )
-    return Schedule(index, rows, len(rows), len(rows), tuple(preempted))
-
-
-@pytest.mark.parametrize(
-    ("steps", "num_stalls"),
-    [
-        ([("a", "b", ""), ("a", "b", ""), ("ab", "", "")], 0),  # b is still reading
-        ([("ab", "", ""), ("c", "", ""), ("d", "", ""), ("abcd", "", "")], 2 + 2 + 1),
-        ([("ab", "", ""), ("a", "", "b"), ("a", "b", ""), ("ab", "", "")], 0),  # b was preempted
-        ([("ab", "", ""), ("b", "", ""), ("b", "", "")], 0),  # a has ended
-    ],
-)
-def test_a_stall_is_a_running_decode_left_out_of_a_step(steps: list[tuple[str, str, str]], num_stalls: int):
-    assert arithmetic.count_stalls([step_of(index, *step) for index, step in enumerate(steps)]) == num_stalls
 
 
 # ---- cases ----

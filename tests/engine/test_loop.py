@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sarathi_jax.engine.records import step_seconds
 from sarathi_jax.errors import EngineError, GroupError
 from sarathi_jax.sampling_params import SamplingParams
 
@@ -91,6 +92,7 @@ def test_records_tell_what_each_step_did(make_rig: MakeRig, overlap: bool):
     assert [each.end_s for each in records] == [2.0, 4.0, 6.0, 8.0, 10.0, 12.0]
     begun = [0.0, 0.0, 2.0, 4.0, 6.0, 8.0] if overlap else [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
     assert [each.start_s for each in records] == begun
+    assert step_seconds(records) == [2.0] * 6
 
 
 def test_records_count_preemptions_and_recomputed_tokens_as_prefill(make_rig: MakeRig):
