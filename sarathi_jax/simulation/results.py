@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -26,10 +27,6 @@ class RequestTimes(NamedTuple):
         """Raises: IndexError if it got no token."""
         return self.token_times_s[0] - self.arrival_s
 
-    def gaps_s(self) -> np.ndarray:
-        """f64[tokens - 1], the times between its tokens."""
-        return np.diff(self.token_times_s)
-
 
 @dataclass(frozen=True)
 class SimulationResult:
@@ -49,7 +46,13 @@ class SimulationResult:
     @cached_property
     def tbt_s(self) -> np.ndarray:
         """f64[gaps of all requests], pooled."""
-        return np.concatenate([each.gaps_s() for each in self.requests if len(each.token_times_s) > 1] or [np.empty(0)])
+        times_s = np.fromiter(chain.from_iterable(each.token_times_s for each in self.requests), np.float64)
+        num_before = np.cumsum([len(each.token_times_s) for each in self.requests])  # tokens up to each request's end
+        is_gap = np.ones(max(len(times_s) - 1, 0), bool)
+        is_gap[num_before[(num_before > 0) & (num_before < len(times_s))] - 1] = (
+            False  # from one request's last to another's first
+        )
+        return np.diff(times_s)[is_gap]
 
     @cached_property
     def scheduling_delay_s(self) -> np.ndarray:

@@ -30,7 +30,7 @@ class SimulatedExecutor:
     Args:
       clock: moved on by whoever waits for a step.
       stage_prices: seconds that each stage takes for a step.
-      host: what the engine's host code takes before a step can start.
+      host: what the engine's host code takes before a step can start; one step after the other.
       pipeline: of as many stages as there are prices.
       token_of: the token that a row samples; None: 0 for all.
     """
@@ -50,6 +50,7 @@ class SimulatedExecutor:
         self._host = host
         self._token_of = token_of
         self._in_flight: deque[Passage] = deque()
+        self._host_free_s = 0.0
 
     @property
     def oldest_done_s(self) -> float | None:
@@ -57,8 +58,9 @@ class SimulatedExecutor:
         return self.pipeline.done_s(self._in_flight[0]) if self._in_flight else None
 
     def submit(self, schedule: Schedule) -> "SimulatedHandle":
-        ready_s = self.clock.now() + self._host.seconds(len(schedule.rows))
-        passage = self.pipeline.enter(ready_s, self._stage_prices(scheduled_work(schedule)))
+        start_s = max(self.clock.now(), self._host_free_s)
+        self._host_free_s = start_s + self._host.seconds(len(schedule.rows))
+        passage = self.pipeline.enter(self._host_free_s, self._stage_prices(scheduled_work(schedule)))
         self._in_flight.append(passage)
         return SimulatedHandle(self, schedule, passage)
 

@@ -4,18 +4,22 @@ import csv
 import os
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from sarathi_jax.simulation.cost_model import CostModel
-from sarathi_jax.simulation.hardware import load_device, load_host, load_system
+from sarathi_jax.simulation.deployment import Deployment
+from sarathi_jax.simulation.hardware import HostCost, load_device, load_host, load_system
 from sarathi_jax.simulation.links import Links
 from sarathi_jax.simulation.model_shape import ModelShape
 from sarathi_jax.simulation.placement import Placement
+from sarathi_jax.simulation.step_work import StepWork
 
 ROOT = Path(__file__).parent.parent.parent
 # Vidur's published profiles and Sarathi-Serve's trace; no part of this project.
@@ -106,5 +110,42 @@ def cost_model() -> Callable[..., CostModel]:
         placement = Placement(**sizes)
         links = Links(load_system(system))
         return CostModel(SHAPES[model], load_device(device), placement, links, load_host(host), has_split_sends=True)
+
+    return make
+
+
+@dataclass(frozen=True)
+class TokenPrices(CostModel):
+    """A cost model to count by hand: each stage takes so many seconds for each token of a step, and nothing else; and there is room for so many tokens."""
+
+    token_s: tuple[float, ...] = (1.0,)
+    num_kv_tokens: int = 4096
+
+    def kv_tokens(self, memory_fraction: float, temp_bytes: int = 0) -> int:
+        return self.num_kv_tokens
+
+    def stages_s(self, work: StepWork) -> tuple[float, ...]:
+        return tuple(each * work.num_tokens for each in self.token_s)
+
+
+@pytest.fixture(scope="session")
+def make_deployment() -> Callable[..., Deployment]:
+    """(seconds a token of each stage, host seconds a step and a row, tokens of KV, fields of Deployment): steps of at most 4 tokens, the plain loop, unless
+    told otherwise."""
+
+    def make(
+        *token_s: float, host_s: float = 0.0, row_s: float = 0.0, num_kv_tokens: int = 4096, **options: Any
+    ) -> Deployment:
+        prices = TokenPrices(
+            MISTRAL_7B,
+            load_device("a100-80g"),
+            Placement(num_hosts=1, gpus_per_host=len(token_s), stage=len(token_s)),
+            Links(load_system("dgx-a100")),
+            HostCost("by hand", host_s, row_s, is_overlapped=False),
+            token_s=token_s,
+            num_kv_tokens=num_kv_tokens,
+        )
+        defaults = {"max_model_len": 64, "token_budget": 4, "max_num_seqs": 4, "is_overlapped": False}
+        return Deployment(cost_model=prices, **{**defaults, **options})
 
     return make
