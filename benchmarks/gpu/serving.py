@@ -17,7 +17,7 @@ from sarathi_jax.engine.replicas import AnyEngine
 from sarathi_jax.outputs import RequestOutput
 from sarathi_jax.simulation.arrivals import with_poisson_arrivals
 from sarathi_jax.simulation.lengths import Synthetic
-from sarathi_jax.simulation.token_ids import random_prompts
+from sarathi_jax.simulation.token_ids import TokenIds
 from sarathi_jax.simulation.workloads import RequestShape
 
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
@@ -46,8 +46,7 @@ class Load:
 def send(engine: AnyEngine, load: Load, vocab_size: int, requests_per_s: float | None = None) -> list[RequestOutput]:
     """Run a load to its end."""
     shapes = load.shapes(requests_per_s)
-    prompts = random_prompts([shape.num_prompt_tokens for shape in shapes], vocab_size, load.seed)
-    return run_load(engine, shapes, prompts)
+    return run_load(engine, shapes, TokenIds(shapes, vocab_size, load.seed).all_new_tokens())
 
 
 def warm_up(engine: AnyEngine) -> None:

@@ -16,7 +16,7 @@ from sarathi_jax.cli.report import describe_run, run_report
 from sarathi_jax.engine.records import StepRecord
 from sarathi_jax.outputs import RequestOutput
 from sarathi_jax.simulation.lengths import Synthetic
-from sarathi_jax.simulation.token_ids import random_prompts
+from sarathi_jax.simulation.token_ids import TokenIds
 
 EXAMPLES = """  sarathi-jax bench latency demo
   sarathi-jax bench latency demo --batch-size 4 --prompt-tokens 256 --output-tokens 32 --repeats 10 --json"""
@@ -40,11 +40,10 @@ def run(args: argparse.Namespace) -> int:
     shapes = workload.draw(args.batch_size, args.workload_seed)
     batches: list[list[RequestOutput]] = []
     records: list[StepRecord] = []
-    lengths = [shape.num_prompt_tokens for shape in shapes]
     with running_engine(config) as llm:
         for repeat in range(args.repeats + 1):
-            prompts = random_prompts(lengths, llm.model_config.vocab_size, args.workload_seed + repeat)
-            outputs = run_load(llm.engine, shapes, prompts)
+            token_ids = TokenIds(shapes, llm.model_config.vocab_size, args.workload_seed + repeat)
+            outputs = run_load(llm.engine, shapes, token_ids.all_new_tokens())
             if repeat:  # the first batch warms up
                 batches.append(outputs)
                 records += llm.engine.records

@@ -1,7 +1,7 @@
 """Run many requests through the engine: tokens per second, latencies, and what its steps were made of.
 
-Lengths are drawn from a distribution or read from a trace (CSV with columns arrival_s, prompt_tokens, output_tokens). Without a rate or a trace
-all requests arrive at once. Prompts are random token ids, and outputs go on past the end of sequence.
+Lengths are drawn from a distribution or read from a trace (CSV: docs/workloads.md). Without a rate or a trace all requests arrive at once. Prompts are
+random token ids, and outputs go on past the end of sequence.
 """
 
 import argparse
@@ -12,45 +12,22 @@ from typing import Any
 from sarathi_jax.cli.latency_report import latency_report, latency_table
 from sarathi_jax.cli.load import run_load
 from sarathi_jax.cli.model_options import add_model_arguments, engine_config, running_engine
-from sarathi_jax.cli.options import Parser, UsageError
+from sarathi_jax.cli.options import Parser
 from sarathi_jax.cli.report import describe_run, run_report
 from sarathi_jax.cli.timeline import check_plotting, plot_timeline
+from sarathi_jax.cli.workload import add_workload_arguments, workload
 from sarathi_jax.outputs import RequestOutput
-from sarathi_jax.simulation.arrivals import with_poisson_arrivals
-from sarathi_jax.simulation.lengths import DISTRIBUTIONS, Synthetic
-from sarathi_jax.simulation.token_ids import random_prompts
-from sarathi_jax.simulation.traces import read_trace
+from sarathi_jax.simulation.token_ids import TokenIds
 from sarathi_jax.simulation.workloads import RequestShape
 
 EXAMPLES = """  sarathi-jax bench throughput demo --num-requests 64
   sarathi-jax bench throughput demo --lengths zipf --prompt-tokens 512 --output-tokens 64 --request-rate 20
   sarathi-jax bench throughput demo --trace requests.csv --json --plot steps.png"""
-DEFAULTS = Synthetic()
-DEFAULT_NUM_REQUESTS = 64
 
 
 def add_arguments(parser: Parser) -> None:
     add_model_arguments(parser)
-    group = parser.add_argument_group("workload")
-    group.add_argument(
-        "--num-requests", type=int, metavar="N", help="requests to send (default: 64, or all of the trace)"
-    )
-    group.add_argument("--lengths", choices=DISTRIBUTIONS, help="how lengths are drawn (default: fixed)")
-    group.add_argument("--prompt-tokens", type=int, metavar="N", help="the longest prompt (default: 128)")
-    group.add_argument("--output-tokens", type=int, metavar="N", help="the longest output (default: 64)")
-    group.add_argument(
-        "--zipf-theta", type=float, metavar="X", help="of zipf: higher has more short ones (default: 0.6)"
-    )
-    group.add_argument("--trace", type=Path, metavar="FILE", help="a CSV file: arrival_s,prompt_tokens,output_tokens")
-    group.add_argument(
-        "--request-rate",
-        type=float,
-        metavar="X",
-        help="Poisson arrivals a second, instead of all at once or the trace's",
-    )
-    group.add_argument(
-        "--workload-seed", type=int, default=0, metavar="N", help="of lengths, arrivals, prompts (default: 0)"
-    )
+    add_workload_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the steps: when, and how many tokens")
 
@@ -61,9 +38,7 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         check_plotting(args.plot)
     with running_engine(config) as llm:
-        prompts = random_prompts(
-            [shape.num_prompt_tokens for shape in shapes], llm.model_config.vocab_size, args.workload_seed
-        )
+        prompts = TokenIds(shapes, llm.model_config.vocab_size, args.workload_seed).all_new_tokens()
         run_load(llm.engine, [RequestShape(0.0, 1, 2)], [[0]])  # the first steps of a process are slower than the rest
         outputs = run_load(llm.engine, shapes, prompts)
         records = list(llm.engine.records)
@@ -72,30 +47,6 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         plot_timeline(records, args.plot)
     return 0
-
-
-def workload(args: argparse.Namespace) -> list[RequestShape]:
-    """What the options ask for, by arrival. Raises: ConfigError."""
-    if args.trace:
-        drawn = [
-            name
-            for name in ("lengths", "prompt_tokens", "output_tokens", "zipf_theta")
-            if getattr(args, name) is not None
-        ]
-        if drawn:
-            raise UsageError(f"--trace brings its own lengths: leave out --{drawn[0].replace('_', '-')}.")
-        shapes = read_trace(args.trace, args.num_requests)
-    else:
-        synthetic = Synthetic(
-            distribution=args.lengths or DEFAULTS.distribution,
-            max_prompt_tokens=DEFAULTS.max_prompt_tokens if args.prompt_tokens is None else args.prompt_tokens,
-            max_output_tokens=DEFAULTS.max_output_tokens if args.output_tokens is None else args.output_tokens,
-            zipf_theta=DEFAULTS.zipf_theta if args.zipf_theta is None else args.zipf_theta,
-        )
-        shapes = synthetic.draw(
-            DEFAULT_NUM_REQUESTS if args.num_requests is None else args.num_requests, args.workload_seed
-        )
-    return shapes if args.request_rate is None else with_poisson_arrivals(shapes, args.request_rate, args.workload_seed)
 
 
 def summarize(outputs: list[RequestOutput]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sarathi_jax.errors import ConfigError
-from sarathi_jax.simulation.workloads import RequestShape
+from sarathi_jax.simulation.workloads import RequestShape, check_count
 
 DISTRIBUTIONS = ("fixed", "uniform", "zipf")
 
@@ -45,7 +45,7 @@ class Synthetic:
 
     def draw(self, num_requests: int, seed: int) -> list[RequestShape]:
         """All of them arrive at once."""
-        _check_count(num_requests)
+        check_count(num_requests)
         rng = np.random.default_rng(seed)
         prompts = self._lengths(rng, self.max_prompt_tokens, num_requests)
         outputs = self._lengths(rng, self.max_output_tokens, num_requests)
@@ -108,15 +108,15 @@ class Fitted:
 
     def draw(self, num_requests: int, seed: int) -> list[RequestShape]:
         """All of them arrive at once. Raises: ConfigError."""
-        _check_count(num_requests)
+        check_count(num_requests)
         rng = np.random.default_rng(seed)
         first, second = rng.standard_normal((2, num_requests))
         second = self.correlation * first + math.sqrt(1 - self.correlation**2) * second
-        drawn = {"prompts": _tokens(self.prompts, _shares(first, rng))}
-        drawn["outputs"] = _tokens(self.outputs, _shares(second, rng))
+        drawn = {"prompts": whole_tokens(self.prompts, _shares(first, rng))}
+        drawn["outputs"] = whole_tokens(self.outputs, _shares(second, rng))
         again = drawn[self.redrawn]
         while (is_over := drawn["prompts"] + drawn["outputs"] > self.max_total_tokens).any():
-            again[is_over] = _tokens(getattr(self, self.redrawn), 1 - rng.random(is_over.sum()))
+            again[is_over] = whole_tokens(getattr(self, self.redrawn), 1 - rng.random(is_over.sum()))
         pairs = zip(drawn["prompts"].tolist(), drawn["outputs"].tolist(), strict=True)
         return [RequestShape(0.0, prompt, output) for prompt, output in pairs]
 
@@ -127,13 +127,8 @@ def _shares(values: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np
     return (ranks + 1 - rng.random(len(values))) / len(values)
 
 
-def _tokens(quantiles: Quantiles, shares: NDArray[np.float64]) -> NDArray[np.int64]:
+def whole_tokens(quantiles: Quantiles, shares: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.maximum(1, np.rint(quantiles(shares))).astype(np.int64)
-
-
-def _check_count(num_requests: int) -> None:
-    if num_requests < 1:
-        raise ConfigError(f"num_requests must be at least 1, got {num_requests}: pass a positive number.")
 
 
 # openchat_sharegpt4 (chat; each round a request, its history counted in the prompt): quantiles of the 30,731 requests of the trace that the authors

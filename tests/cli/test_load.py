@@ -67,3 +67,17 @@ def test_records_are_of_the_last_run_alone(engine: Engine) -> None:
 def test_a_request_that_can_never_fit_is_refused(engine: Engine) -> None:
     with pytest.raises(RequestError, match="64"):
         run_load(engine, [RequestShape(0.0, 60, 60)], [[1] * 60])
+
+
+def test_a_round_follows_the_answer_before_it(engine: Engine) -> None:
+    shapes = [RequestShape(0.0, 5, 3), RequestShape(0.0, 10, 2, after=0, think_s=0.05), RequestShape(0.0, 2, 1)]
+    by_length = {
+        len(output.prompt_token_ids): output for output in run_load(engine, shapes, [[1] * 5, [2] * 2, [3] * 2])
+    }
+    first, second = by_length[5], by_length[10]
+    # What the executor really answered comes before what is new.
+    assert second.prompt_token_ids == [1] * 5 + [7] * 3 + [2] * 2
+    ended_s = first.metrics.arrival_s + first.metrics.e2e_s
+    assert second.metrics.arrival_s == pytest.approx(ended_s + 0.05, abs=1e-9)
+    # Pages of 4: of the 8 tokens that were there before, all but the last one's page is surely found.
+    assert second.metrics.num_prefix_hit_tokens >= 4

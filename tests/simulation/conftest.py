@@ -75,12 +75,18 @@ def data_folder(name: str) -> Path | None:
 
 
 @pytest.fixture(scope="session")
-def chat_trace() -> NDArray[np.int64]:
-    """[2, n]: prompt and output tokens of every request of openchat_sharegpt4. Skips where the file is not."""
+def chat_trace_file() -> Path:
+    """The published requests of openchat_sharegpt4. Skips where the file is not."""
     folder = data_folder("traces")
     if folder is None:
         pytest.skip("the published trace isn't here: point SARATHI_JAX_DATA at the folder that has traces/")
-    return np.loadtxt(folder / "openchat_sharegpt4_8k.csv", np.int64, delimiter=",", skiprows=1, usecols=(0, 1)).T
+    return folder / "openchat_sharegpt4_8k.csv"
+
+
+@pytest.fixture(scope="session")
+def chat_trace(chat_trace_file: Path) -> NDArray[np.int64]:
+    """[2, n]: prompt and output tokens of each of them."""
+    return np.loadtxt(chat_trace_file, np.int64, delimiter=",", skiprows=1, usecols=(0, 1)).T
 
 
 @pytest.fixture(scope="session")
