@@ -13,6 +13,8 @@ from sarathi_jax.simulation.run import SimulatedRequest, simulate
 from sarathi_jax.simulation.workloads import RequestShape
 
 MAX_TRIALS = 40
+NUM_SCOUTS = 256
+SCOUTED_STEP = 1.08
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,11 +105,14 @@ def judged(result: SimulationResult, requests_per_s: float, criterion: Criterion
     )
 
 
-def find_capacity(trial_at: Callable[[float], Trial], *, guess: float = 1.0, granularity: float = 0.025) -> Capacity:
-    """The highest rate that holds: doubled or halved from the guess until one holds and one does not, then halved in ratio until the two are close.
+def find_capacity(
+    trial_at: Callable[[float], Trial], *, guess: float = 1.0, granularity: float = 0.025, step: float = 2.0
+) -> Capacity:
+    """The highest rate that holds: away from the guess until one holds and one does not, then halved in ratio until the two are close.
 
     trial_at: requests a second -> trial; the same requests each time, so that only the rate differs.
     granularity: how far the rate that does not hold is above the one that does, as a share, at most.
+    step: the first factor away from the guess, squared at each further one, and at most 2: little for a guess that is good.
     """
     trials: list[Trial] = []
     held: Trial | None = None
@@ -121,8 +126,27 @@ def find_capacity(trial_at: Callable[[float], Trial], *, guess: float = 1.0, gra
             high = rate
         if not low and rate < guess / 2**12:
             break  # nothing holds: as with an SLO below the time of a single step
-        rate = low * 2 if high == float("inf") else high / 2 if not low else (low * high) ** 0.5
+        if low and high < float("inf"):
+            rate = (low * high) ** 0.5
+        else:
+            rate = low * step if low else high / step
+            step = min(step**2, 2.0)
     return Capacity(low, held, trials)
+
+
+def search_capacity(
+    deployment: Deployment, shapes: Sequence[RequestShape], criterion: Criterion, *, guess: float = 1.0
+) -> Capacity:
+    """The capacity of a deployment. Where requests are many, a search over some of them first says where to begin.
+
+    shapes: as in `run_trial`.
+    """
+    step = 2.0
+    if len(shapes) >= 4 * NUM_SCOUTS:
+        scouts = shapes[:NUM_SCOUTS]
+        scouted = find_capacity(lambda rate: run_trial(deployment, scouts, rate, criterion), guess=guess)
+        guess, step = scouted.requests_per_s or guess, SCOUTED_STEP if scouted.at else step
+    return find_capacity(lambda rate: run_trial(deployment, shapes, rate, criterion), guess=guess, step=step)
 
 
 def _quantile(values: np.ndarray, q: float) -> float:

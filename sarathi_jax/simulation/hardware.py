@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from sarathi_jax.errors import ConfigError
@@ -131,7 +130,7 @@ def load_device(name: str) -> Device:
         linear=LinearRates(**_numbers(entry["linear"])),
         elementwise=ElementwiseRates(**_numbers(entry["elementwise"])),
         attention=AttentionRates(**_numbers(entry["attention"])),
-        bases=MappingProxyType({group: entry[group]["basis"] for group in RATES}),
+        bases={group: entry[group]["basis"] for group in RATES},
     )
 
 
@@ -147,11 +146,11 @@ def load_system(name: str) -> System:
         devices=tuple(entry["devices"]),
         max_gpus_per_host=entry["max_gpus_per_host"],
         is_switched=entry["is_switched"],
-        all_reduce=MappingProxyType(all_reduce),
+        all_reduce=all_reduce,
         send=Line(**_numbers(entry["send"])),
         network=_network(entry["network"], network),
         launch_s=_data()["collective_launch"]["seconds"],
-        bases=MappingProxyType(bases | {"network": network["ring"]["basis"]}),
+        bases=bases | {"network": network["ring"]["basis"]},
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sarathi_jax.errors import ConfigError
+from sarathi_jax.simulation import capacity
 from sarathi_jax.simulation.arrivals import with_poisson_arrivals
 from sarathi_jax.simulation.capacity import (
     MAX_TRIALS,
@@ -17,6 +18,7 @@ from sarathi_jax.simulation.capacity import (
     find_capacity,
     judged,
     run_trial,
+    search_capacity,
 )
 from sarathi_jax.simulation.deployment import Deployment
 from sarathi_jax.simulation.lengths import Synthetic
@@ -85,14 +87,22 @@ def step_trial(rate: float, limit: float) -> Trial:
     return Trial(rate, rate <= limit, False, 0.1, 0.1, 0.1, 0.1, 1.0, 0)
 
 
+@pytest.mark.parametrize("step", [2.0, 1.08])
 @pytest.mark.parametrize("guess", [0.001, 0.9, 1.0, 70.0])
 @pytest.mark.parametrize("limit", [0.013, 0.999, 1.0, 2.6, 41.0])
-def test_f17_the_search_ends_within_its_granularity(limit: float, guess: float) -> None:
-    found = find_capacity(lambda rate: step_trial(rate, limit), guess=guess)
+def test_f17_the_search_ends_within_its_granularity(limit: float, guess: float, step: float) -> None:
+    found = find_capacity(lambda rate: step_trial(rate, limit), guess=guess, step=step)
     assert limit / 1.025 < found.requests_per_s <= limit
     assert found.at is not None
     assert (found.at.requests_per_s, found.at.does_hold) == (found.requests_per_s, True)
     assert len(found.trials) < MAX_TRIALS
+
+
+@pytest.mark.parametrize("limit", [0.98, 1.02])
+def test_a_good_guess_takes_fewer_trials_with_a_small_step(limit: float) -> None:
+    """From 1: 1.08 or 1 / 1.08 is on the other side, and two halvings in ratio bring 8 % under 2.5 %."""
+    assert len(find_capacity(lambda rate: step_trial(rate, limit), step=1.08).trials) == 4
+    assert len(find_capacity(lambda rate: step_trial(rate, limit)).trials) == 7
 
 
 def test_f17_a_rate_that_nothing_holds_is_no_capacity() -> None:
@@ -138,6 +148,19 @@ def full_trial(deployment: Deployment, shapes: list[RequestShape], rate: float, 
     """A trial that nobody cuts short."""
     scaled = [shape._replace(arrival_s=shape.arrival_s / rate) for shape in shapes]
     return judged(simulate(deployment, scaled), rate, criterion)
+
+
+def test_scouting_changes_where_a_search_begins_and_not_where_it_ends(
+    make_deployment: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployment, shapes = make_deployment(0.01, token_budget=8), load(7)
+    criterion = replace(CRITERION, tbt_slo_s=0.08, max_median_delay_s=0.5)
+    plain = search_capacity(deployment, shapes, criterion)
+    assert plain == find_capacity(lambda rate: run_trial(deployment, shapes, rate, criterion))
+    monkeypatch.setattr(capacity, "NUM_SCOUTS", 20)
+    scouted = search_capacity(deployment, shapes, criterion)
+    assert scouted.requests_per_s == pytest.approx(plain.requests_per_s, rel=0.025)
+    assert scouted.trials[0].requests_per_s != 1.0
 
 
 @pytest.mark.parametrize("slo_s", [0.045, 0.06, 0.2, 1.0])
