@@ -27,7 +27,7 @@ class EngineConfig:
     rules: str | Mapping[str, str | Sequence[str] | None] = _field(
         "megatron", "how layers are cut over the mesh: megatron, sequence, replicated, or a .toml file"
     )
-    policy: str = _field("sarathi", "how batches are built")
+    policy: str = _field("sarathi", "how batches are built: sarathi, vllm, orca, request_level, or alternating")
     token_budget: int = _field(512, "most tokens of one step, decodes included")
     max_num_seqs: int = _field(128, "most requests that run at a time")
     max_model_len: int | None = _field(

@@ -18,15 +18,17 @@ from sarathi_jax.config import EngineConfig
 from sarathi_jax.engine.engine import Engine, Prompt
 from sarathi_jax.engine.replicas import AnyEngine, EngineReplicas
 from sarathi_jax.errors import ConfigError, EngineError, ModelNotFoundError, RequestError
-from sarathi_jax.execution.build import EnginePrograms
+from sarathi_jax.execution.build import EnginePrograms, choose_max_model_len
 from sarathi_jax.execution.compile_ledger import CompileLedger
 from sarathi_jax.execution.executor import JaxExecutor
 from sarathi_jax.execution.led_group import LedGroup
 from sarathi_jax.execution.replicas import build_replicas, start_replicas
 from sarathi_jax.group.leader import Leader
 from sarathi_jax.group.place import find_place
+from sarathi_jax.models import ModelConfig
 from sarathi_jax.outputs import RequestOutput, StreamEvent
 from sarathi_jax.sampling_params import SamplingParams
+from sarathi_jax.scheduling.limits import SchedulerLimits
 from sarathi_jax.scheduling.policies import make_policy
 from sarathi_jax.scheduling.policy import Policy
 from sarathi_jax.scheduling.scheduler import Scheduler
@@ -65,6 +67,7 @@ class LLM:
         self.tokenizer = None if source.folder is None else _load_tokenizer(source.folder)
         self._template = None if source.folder is None else ChatTemplate.from_folder(source.folder)
         policy = make_policy(self.config.policy)
+        policy.check(_least_limits(self.config, source.config))
         built = _build(source, self.config, has_bars, self._group)
         self.compile_ledger: CompileLedger = built[0][0].ledger
         for programs, _ in built[1:]:
@@ -263,6 +266,19 @@ def _build(
         return start_replicas(replicas, progress=progress, leader=leader)
 
     return group.run(source, build)
+
+
+def _least_limits(config: EngineConfig, model: ModelConfig) -> SchedulerLimits:
+    """What the scheduler's limits will be, before memory says how many pages there are: as many as one request may need, or as asked."""
+    max_model_len = choose_max_model_len(config.max_model_len, model)
+    return SchedulerLimits(
+        num_pages=config.num_pages or -(-max_model_len // config.page_size),
+        page_size=config.page_size,
+        token_budget=config.token_budget,
+        max_num_seqs=config.max_num_seqs,
+        max_model_len=max_model_len,
+        vocab_size=model.vocab_size,
+    )
 
 
 def _make_engine(

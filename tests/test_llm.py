@@ -297,6 +297,7 @@ WRONG_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"max_model_len": 65}, ConfigError, "max_model_len=65 must be at most the model's 64 positions"),
     ({"kernels": "magic"}, ConfigError, "magic"),
     ({"policy": "magic"}, ConfigError, "magic"),
+    ({"policy": "vllm"}, ConfigError, "token_budget=.* must be >= max_model_len=64 for policy='vllm': it never splits"),
     ({"memory_fraction": 1e-9}, CapacityError, "The model must fit .*raise memory_fraction, lower max_model_len or"),
     ({"num_pages": 3}, CapacityError, "num_pages=3 must be at least 17 .one request of the greatest length. and fit"),
     ({"num_pages": 10**12}, CapacityError, "num_pages=1000000000000 .* choose another num_pages"),

@@ -1,7 +1,7 @@
 """Every scheduling policy there is, over the same compiled programs, weights and requests: latencies, throughput and stalls, side by side.
 
 The requests have long prompts, so that a prompt in the way of running decodes shows. All policies get the same Poisson load, at a share of the rate that the first of
-them reaches offline. `sarathi` runs with its chunked budget; a policy that is not in BUDGETS gets one that holds the longest prompt whole beside all decodes.
+them reaches offline. Policies that split prompts run with a budget for chunks; one that is not in `budgets` gets one that holds the longest request whole beside all decodes.
 """
 
 from collections.abc import Iterator
@@ -33,20 +33,20 @@ class PoliciesPlan:
 
     @property
     def max_budget(self) -> int:
-        return self.load.prompt_tokens + self.max_num_seqs
+        return self.max_model_len + self.max_num_seqs
 
 
 FULL = PoliciesPlan(
     max_num_seqs=128,
-    max_model_len=4096,
-    budgets={"sarathi": 512},
+    max_model_len=2304,
+    budgets={"sarathi": 512, "alternating": 512},
     load=Load(num_requests=256, prompt_tokens=2048, output_tokens=256, lengths="uniform", seed=3),
     load_share=0.8,
 )
 TINY = PoliciesPlan(
     max_num_seqs=4,
-    max_model_len=64,
-    budgets={"sarathi": 8},
+    max_model_len=20,
+    budgets={"sarathi": 8, "alternating": 8},
     load=Load(num_requests=6, prompt_tokens=12, output_tokens=6, lengths="uniform", seed=3),
     load_share=0.8,
 )

@@ -52,7 +52,7 @@ class Request:
     num_tokens: prompt and output tokens, pending ones included.
     num_computed_tokens: tokens whose keys and values are written by the steps scheduled so far.
     num_prefill_tokens: tokens there were at the last admission; until they are computed the request reads, then it decodes.
-    num_reserved_tokens: tokens that its pages hold. min_reserved_tokens: those that they had to hold from its admission on.
+    num_reserved_tokens: tokens that its pages hold. min_reserved_tokens: those that they had to hold from its last admission on.
     next_block_end: tokens to be computed until the prefix cache is told of another page; NEVER if it is told of none.
     num_in_flight_rows: scheduled rows whose result has not arrived.
     samples: where a prompt has several, all of them, the *leader* first, which reads the prompt; else ().
@@ -229,7 +229,7 @@ class Request:
         """Empty the block table and forget what was computed. Returns: the pages it held, in order."""
         page_ids: list[int] = self.block_table.tolist()
         self.block_table = self.page_buffer = _NO_PAGES
-        self.num_reserved_tokens = self.min_reserved_tokens = self.num_computed_tokens = self.num_prefill_tokens = 0
+        self.num_reserved_tokens = self.num_computed_tokens = self.num_prefill_tokens = 0
         self.num_registered_blocks = 0
         self.next_block_end = NEVER
         return page_ids

@@ -40,6 +40,7 @@ from sarathi_jax.execution.sampling_row import pack_sampling_row
 from sarathi_jax.kernels import registry
 from sarathi_jax.models import CausalLM, causal_lm_logits, param_sources
 from sarathi_jax.outputs import RequestOutput
+from sarathi_jax.scheduling.policies import POLICIES
 from sarathi_jax.scheduling.scheduler import Scheduler
 from sarathi_jax.sharding.mesh import make_mesh
 from sarathi_jax.sharding.model_state import abstract_model
@@ -220,10 +221,10 @@ class Rig:
         self.reference = Reference(state.merge(params), draw_calls(config.vocab_size, num_calls))
         self.calls = self.reference.calls
 
-    def engine(self, *, overlap: bool = True, **options: Any) -> Engine:
+    def engine(self, *, overlap: bool = True, policy: str = "sarathi", **options: Any) -> Engine:
         """A new engine over the executor; options are the scheduler's."""
         budget = self.executor.table.buckets[-1].num_tokens
-        scheduler = Scheduler("sarathi", **{"token_budget": budget, **self.limits, **options})
+        scheduler = Scheduler(policy, **{"token_budget": budget, **self.limits, **options})
         eos = self.reference.eos
         return Engine(
             scheduler, self.executor, VirtualClock(), is_overlapped=overlap, tokenizer=None, eos_token_ids=eos
@@ -286,6 +287,19 @@ def test_chunk_sizes_and_batches(wide: Rig, chunk: int | None, batch: int):
 @pytest.mark.parametrize("overlap", [True, False])
 def test_token_budgets_and_loops(wide: Rig, budget: int, overlap: bool):
     wide.check(range(64), token_budget=budget, overlap=overlap)
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+@pytest.mark.parametrize("overlap", [True, False])
+def test_policies(wide: Rig, overlap: bool, policy: str):
+    """With a budget that few prompts fit in, and pages for two of the longest requests: all but the two that reserve preempt."""
+    run = wide.check(range(64), policy=policy, overlap=overlap, token_budget=256, num_pages=120)
+    assert (run.num_preemptions == 0) == (policy in ("orca", "request_level"))
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_policies_with_forced_preemption(wide: Rig, policy: str):
+    assert wide.check(range(64), policy=policy, token_budget=256, preempt_every_steps=3).num_preemptions >= 5
 
 
 @pytest.mark.parametrize("is_prefix_caching", [True, False])

@@ -10,6 +10,7 @@ import pytest
 
 from sarathi_jax.errors import ConfigError
 from sarathi_jax.scheduling.limits import SchedulerLimits
+from sarathi_jax.scheduling.policies import POLICIES
 from sarathi_jax.scheduling.policies.sarathi import SarathiPolicy
 from sarathi_jax.scheduling.policy import View
 
@@ -31,11 +32,17 @@ def test_defect_1_such_a_budget_is_refused(make_scheduler: Make) -> None:
         make_scheduler(token_budget=5, max_num_seqs=6)
 
 
+# A budget and pages that every policy can work with.
+AMPLE = {"token_budget": 64, "max_model_len": 48}
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
 @pytest.mark.parametrize("every", [1, 2, 3, 5])
 def test_defect_2_a_preempted_request_generates_no_more_than_asked(
-    every: int, make_request: Make, make_stepper: Make
+    every: int, policy: str, make_request: Make, make_stepper: Make
 ) -> None:
-    stepper = make_stepper(request := make_request("a", 5, max_tokens=9), preempt_every_steps=every)
+    request = make_request("a", 5, max_tokens=9)
+    stepper = make_stepper(request, policy=policy, preempt_every_steps=every, **AMPLE)
     stepper.drain()
     assert request.num_preemptions > 0
     assert (len(request.output_token_ids), request.prompt_token_ids) == (9, [1, 2, 3, 4, 5])
@@ -61,10 +68,16 @@ def test_defect_3_the_asking_decode_goes_if_it_is_the_youngest(make_request: Mak
     assert [(row.request_id, row.num_tokens) for row in schedule.rows] == [("old", 4)]
 
 
-def test_defect_4_blocking_by_the_head_can_be_switched_off(make_request: Make, make_stepper: Make) -> None:
-    requests = [make_request("a", 12), make_request("big", [9] * 40), make_request("small", [8] * 2)]
-    stepper = make_stepper(*requests, num_pages=12, token_budget=64, is_head_of_line_blocking=False)
-    assert {row.request_id for row in stepper.step()[0].rows} == {"a", "small"}
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+@pytest.mark.parametrize(("is_blocking", "expected"), [(True, {"a"}), (False, {"a", "small"})])
+def test_defect_4_blocking_by_the_head_can_be_switched_off(
+    is_blocking: bool, expected: set[str], policy: str, make_request: Make, make_stepper: Make
+) -> None:
+    """60 tokens are asked of a step; after "a" and "big" there are not so many, and where prompts may be split no pages either."""
+    requests = [make_request("a", 20), make_request("big", [9] * 40), make_request("small", [8] * 2)]
+    num_pages = 14 if policy in ("sarathi", "alternating") else 64
+    options = {**AMPLE, "token_budget": 56, "num_pages": num_pages, "is_head_of_line_blocking": is_blocking}
+    assert {row.request_id for row in make_stepper(*requests, policy=policy, **options).step()[0].rows} == expected
 
 
 def test_defect_5_how_much_waits_is_known_so_that_it_can_be_bounded(make_request: Make, make_stepper: Make) -> None:

@@ -94,10 +94,10 @@ def test_a_forced_preemption_comes_once_however_often_its_step_is_asked_for(
 @pytest.mark.parametrize("policy", sorted(POLICIES))
 @given(trace=TRACES, num_pages=st.integers(14, 40), num_stages=st.integers(2, 4))
 def test_f22_every_policy_keeps_the_contract_of_pipelines(
-    policy: str, trace: list[tuple[int, int]], num_pages: int, num_stages: int
+    claims_of: Callable[..., Any], policy: str, trace: list[tuple[int, int]], num_pages: int, num_stages: int
 ) -> None:
-    sizes: dict[str, Any] = {"num_pages": num_pages, "page_size": 4, "token_budget": 16, "max_num_seqs": 5}
-    scheduler = Scheduler(policy, **sizes, max_model_len=64, vocab_size=100, num_microbatches=num_stages)
+    sizes = {"num_pages": num_pages, "page_size": 4, "token_budget": 16, "max_num_seqs": 5, "max_model_len": 64}
+    scheduler = Scheduler(policy, **claims_of(policy).sizes(sizes), vocab_size=100, num_microbatches=num_stages)
     requests = []
     for index, (num_prompt_tokens, max_tokens) in enumerate(trace):
         sampling, prompt = SamplingParams(max_tokens=max_tokens), list(range(num_prompt_tokens))
@@ -114,4 +114,4 @@ def test_f22_every_policy_keeps_the_contract_of_pipelines(
     while line.under_way:
         line.turn()
     assert [len(request.output_token_ids) for request in requests] == [max_tokens for _, max_tokens in trace]
-    assert scheduler.num_free_pages == num_pages
+    assert scheduler.num_free_pages == scheduler.limits.num_pages

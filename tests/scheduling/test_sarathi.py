@@ -11,7 +11,7 @@ from sarathi_jax.errors import ConfigError
 from sarathi_jax.sampling_params import SamplingParams
 from sarathi_jax.scheduling.limits import SchedulerLimits
 from sarathi_jax.scheduling.request import Request
-from sarathi_jax.scheduling.schedule import Schedule, StepResult
+from sarathi_jax.scheduling.schedule import Schedule, ScheduledRow, StepResult
 from sarathi_jax.scheduling.scheduler import Scheduler
 
 Make = Callable[..., Any]
@@ -122,6 +122,18 @@ def test_f4_with_backlog_a_step_holds_the_whole_budget(trace: list[tuple[int, in
 
     run_trace(trace, check, num_pages=1000, token_budget=16, max_num_seqs=8)
     assert not short_of_budget
+
+
+@given(TRACES)
+def test_f27_with_a_budget_for_all_prompts_at_once_no_prompt_is_split(trace: list[tuple[int, int, int]]) -> None:
+    """Hybrid batches without chunks: what the paper takes apart in table 4 is this policy with such a budget."""
+    partial: list[ScheduledRow] = []
+
+    def check(schedule: Schedule, decoding: set[str]) -> None:
+        partial.extend(row for row in schedule.rows if not row.does_sample)
+
+    run_trace(trace, check, num_pages=60, token_budget=8 * 128, max_num_seqs=8)
+    assert not partial
 
 
 def test_f8_the_step_that_ends_the_prompt_brings_the_first_token(make_request: Make, make_stepper: Make) -> None:

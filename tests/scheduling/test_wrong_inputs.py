@@ -1,5 +1,6 @@
 """Each wrong input is one clear error: the rule, what was got, a remedy. The scheduler goes on."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -94,6 +95,41 @@ def test_an_id_stays_in_use_while_a_sample_of_it_lives(make_request: Make, make_
 def test_wrong_limits_are_refused(options: dict[str, Any], message: str, make_scheduler: Make) -> None:
     with pytest.raises(ConfigError, match=message):
         make_scheduler(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"policy": "vllm", "token_budget": 127},
+            "token_budget=127 must be >= max_model_len=128 for policy='vllm': .*",
+        ),
+        ({"policy": "request_level", "token_budget": 127}, "token_budget=127 must be >= max_model_len=128 for .*"),
+        (
+            {"policy": "orca", "token_budget": 135},
+            r"token_budget=135 must be >= max_model_len=128 \+ max_num_seqs=8 = 136 for policy='orca': it never splits a prompt, so one"
+            r" step has to hold the longest beside a token of every running request\. ",
+        ),
+    ],
+)
+def test_a_budget_that_does_not_hold_the_longest_prompt_is_refused(
+    options: dict[str, Any], message: str, make_scheduler: Make
+) -> None:
+    remedy = "Raise token_budget, lower max_model_len, or choose a policy that splits prompts, such as 'sarathi'"
+    with pytest.raises(ConfigError, match=message + remedy):
+        make_scheduler(**options)
+    make_scheduler(**{**options, "token_budget": options["token_budget"] + 1})
+
+
+@pytest.mark.parametrize("policy", ["orca", "request_level"])
+def test_too_few_pages_for_one_reservation_are_refused(policy: str, make_scheduler: Make) -> None:
+    message = (
+        f"num_pages=31 must be >= 32 for policy='{policy}': every request reserves the pages of max_model_len=128 tokens, 4 a page."
+        " Raise num_pages, lower max_model_len, or choose"
+    )
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        make_scheduler(policy=policy, token_budget=136, num_pages=31)
+    make_scheduler(policy=policy, token_budget=136, num_pages=32)
 
 
 def test_an_unknown_policy_lists_the_right_ones() -> None:

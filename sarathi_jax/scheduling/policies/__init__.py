@@ -1,10 +1,20 @@
-"""Scheduling policies by name, one file each. To add one: a class with `plan`, and a line in `POLICIES`; its contract tests come with that line."""
+"""Scheduling policies by name, one file each. To add one: a class with `check` and `plan`, and a line in `POLICIES`; its contract tests come with that line."""
 
 from sarathi_jax.errors import ConfigError
+from sarathi_jax.scheduling.policies.alternating import AlternatingPolicy
+from sarathi_jax.scheduling.policies.orca import OrcaPolicy
+from sarathi_jax.scheduling.policies.request_level import RequestLevelPolicy
 from sarathi_jax.scheduling.policies.sarathi import SarathiPolicy
+from sarathi_jax.scheduling.policies.vllm import VllmPolicy
 from sarathi_jax.scheduling.policy import Policy
 
-POLICIES: dict[str, type[Policy]] = {"sarathi": SarathiPolicy}
+POLICIES: dict[str, type[Policy]] = {
+    "sarathi": SarathiPolicy,
+    "vllm": VllmPolicy,
+    "orca": OrcaPolicy,
+    "request_level": RequestLevelPolicy,
+    "alternating": AlternatingPolicy,
+}
 
 
 def make_policy(name: str) -> Policy:

@@ -80,7 +80,11 @@ class PlanRound:
     def prefilling(self) -> list[Request]:
         """Running requests that still read their prompt, and are in no microbatch under way."""
         under_way = self._view.under_way
-        return [request for request in self._view.running if request.is_prefilling and request not in under_way]
+        return [
+            request
+            for request in self._view.running[: self._num_kept]
+            if request.is_prefilling and request not in under_way
+        ]
 
     def add_partial_prefills(self, prefilling: Iterable[Request]) -> None:
         """What is left of the budget goes to them in this order."""

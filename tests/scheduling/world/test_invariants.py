@@ -20,13 +20,17 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from sarathi_jax.scheduling.policies import POLICIES
+
 MakeWorld = Callable[..., Any]
+all_policies = pytest.mark.parametrize("policy", sorted(POLICIES))
 
 
-def random_world(make_world: MakeWorld, random: Random) -> Any:
+def random_world(make_world: MakeWorld, policy: str, random: Random) -> Any:
     """A small one: most faults need pressure."""
     max_num_seqs, num_microbatches = random.randint(1, 6), random.choice([1, 1, 1, 2, 3])
     return make_world(
+        policy,
         max_in_flight=random.choice([0, 0, 1, 1, 2]) + num_microbatches - 1,
         num_microbatches=num_microbatches,
         page_size=random.choice([1, 2, 4]),
@@ -69,12 +73,12 @@ def act(world: Any, random: Random) -> None:
     world.check()
 
 
-def walk(make_world: MakeWorld, first_seed: int, num_actions: int) -> Counter[str]:
+def walk(make_world: MakeWorld, policy: str, first_seed: int, num_actions: int) -> Counter[str]:
     """Worlds of 400 actions each. Returns: what happened, to show that the walk went through what it is for."""
     seen: Counter[str] = Counter()
     for seed in range(first_seed, first_seed + num_actions // 400):
         random = Random(seed)
-        world = random_world(make_world, random)
+        world = random_world(make_world, policy, random)
         for _ in range(400):
             act(world, random)
         world.drain()
@@ -83,14 +87,21 @@ def walk(make_world: MakeWorld, first_seed: int, num_actions: int) -> Counter[st
 
 
 def test_20_000_random_actions_keep_every_invariant(make_world: MakeWorld) -> None:
-    seen = walk(make_world, first_seed=0, num_actions=20_000)
+    seen = walk(make_world, "sarathi", first_seed=0, num_actions=20_000)
     assert seen["samples"] > 2_000 and seen["tokens"] > 30_000 and seen["failures"] > 5
 
 
+@pytest.mark.parametrize("policy", sorted(POLICIES.keys() - {"sarathi"}))
+def test_f27_random_actions_keep_every_invariant_under_every_policy(make_world: MakeWorld, policy: str) -> None:
+    seen = walk(make_world, policy, first_seed=500, num_actions=8_000)
+    assert seen["samples"] > 800 and seen["tokens"] > 12_000
+
+
 @pytest.mark.nightly
+@all_policies
 @pytest.mark.parametrize("part", range(6))
-def test_240_000_random_actions_keep_every_invariant(make_world: MakeWorld, part: int) -> None:
-    seen = walk(make_world, first_seed=1_000 * (part + 1), num_actions=40_000)
+def test_240_000_random_actions_keep_every_invariant(make_world: MakeWorld, part: int, policy: str) -> None:
+    seen = walk(make_world, policy, first_seed=1_000 * (part + 1), num_actions=40_000)
     assert seen["samples"] > 4_000 and seen["tokens"] > 60_000 and seen["failures"] > 10
 
 
@@ -99,9 +110,9 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     make_world: MakeWorld
 
-    @initialize(random=st.randoms(use_true_random=False))
-    def begin(self, random: Random) -> None:
-        self.world = random_world(self.make_world, random)
+    @initialize(policy=st.sampled_from(sorted(POLICIES)), random=st.randoms(use_true_random=False))
+    def begin(self, policy: str, random: Random) -> None:
+        self.world = random_world(self.make_world, policy, random)
 
     @rule(length=st.integers(1, 20), family=st.integers(0, 2), max_tokens=st.integers(1, 10), samples=st.integers(1, 3))
     def add(self, length: int, family: int, max_tokens: int, samples: int) -> None:
