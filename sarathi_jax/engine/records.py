@@ -32,7 +32,7 @@ def record_step(schedule: Schedule, bucket: StepShape, start_s: float, end_s: fl
     """The record of a completed step."""
     rows = schedule.rows[: schedule.num_decode_rows]
     # A decode's one token is the last its request has: all else is read, not generated.
-    num_decode_tokens = sum(row.does_sample and row.num_output_tokens > 0 for row in rows)
+    num_decode_tokens = len([row for row in rows if row.num_output_tokens and row.does_sample])
     return StepRecord(
         schedule.step,
         start_s,

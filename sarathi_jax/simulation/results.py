@@ -30,13 +30,14 @@ class RequestTimes(NamedTuple):
 
 @dataclass(frozen=True)
 class SimulationResult:
-    """requests: by arrival; those that had not arrived when the run was stopped count as unfinished. end_s: when the run ended. idle_s: of all stages between
-    their first and last microbatch."""
+    """requests: those that arrived, in that order. end_s: when the run ended. idle_s: of all stages between their first and last microbatch. num_absent:
+    requests that had not arrived when the run was stopped."""
 
     requests: Sequence[RequestTimes]
     steps: Sequence[StepRecord]
     end_s: float
     idle_s: float
+    num_absent: int = 0
 
     @cached_property
     def ttft_s(self) -> np.ndarray:
@@ -56,18 +57,18 @@ class SimulationResult:
 
     @cached_property
     def scheduling_delay_s(self) -> np.ndarray:
-        """f64[requests that arrived]; those that were never scheduled have waited until the end."""
+        """f64[requests]; those that were never scheduled have waited until the end."""
         return np.array(
             [
                 (self.end_s if each.first_scheduled_s is None else each.first_scheduled_s) - each.arrival_s
                 for each in self.requests
-                if each.arrival_s <= self.end_s
             ]
         )
 
     @property
     def num_unfinished(self) -> int:
-        return sum(not each.is_finished for each in self.requests)
+        """Absent ones included."""
+        return self.num_absent + sum(not each.is_finished for each in self.requests)
 
     @property
     def backlog_drift(self) -> float:

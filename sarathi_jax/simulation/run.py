@@ -7,13 +7,14 @@ from sarathi_jax.clock import VirtualClock
 from sarathi_jax.engine.loop import StepLoop
 from sarathi_jax.sampling_params import SamplingParams
 from sarathi_jax.scheduling.request import Request
+from sarathi_jax.scheduling.schedule import ScheduledRow
 from sarathi_jax.scheduling.token_output import TokenOutput
+from sarathi_jax.simulation.arrivals import ArrivalQueue
 from sarathi_jax.simulation.deployment import Deployment
 from sarathi_jax.simulation.results import RequestTimes, SimulationResult
 from sarathi_jax.simulation.simulated_executor import SimulatedExecutor
+from sarathi_jax.simulation.token_ids import TokenIds
 from sarathi_jax.simulation.workloads import RequestShape
-
-NEVER_S = float("inf")
 
 
 class Judge(Protocol):
@@ -29,11 +30,10 @@ class SimulatedRequest(Request):
 
     __slots__ = ("token_times_s",)
 
-    def __init__(self, request_id: str, shape: RequestShape) -> None:
+    def __init__(self, place: int, shape: RequestShape, prompt: Sequence[int], arrival_s: float) -> None:
         length = shape.num_output_tokens
         sampling = SamplingParams(temperature=0.0, max_tokens=length, ignore_eos=True)
-        prompt = [0] * shape.num_prompt_tokens
-        super().__init__(request_id, prompt, sampling, arrival_s=shape.arrival_s, seed=0, max_tokens=length)
+        super().__init__(str(place), prompt, sampling, arrival_s=arrival_s, seed=0, max_tokens=length)
         self.token_times_s: list[float] = []
 
     def times(self) -> RequestTimes:
@@ -51,7 +51,7 @@ class SimulatedRequest(Request):
 def simulate(deployment: Deployment, shapes: Sequence[RequestShape], judge: Judge | None = None) -> SimulationResult:
     """Serve requests until all have ended, or until the judge has seen enough.
 
-    shapes: by arrival.
+    With a prefix cache, prompts and outputs are those of `TokenIds`, so that the rounds of a conversation find what they share; without one they are all alike.
     Raises: RequestError if one of them can never be served.
     """
     return _Run(deployment, shapes, judge).run()
@@ -62,24 +62,27 @@ class _Run:
         self._clock = VirtualClock()
         self._scheduler = deployment.scheduler()
         self._pipeline = deployment.pipeline()
-        host = deployment.cost_model.host
-        self._executor = SimulatedExecutor(self._clock, deployment.cost_model.stages_s, host, self._pipeline)
+        model = deployment.cost_model
+        self._token_ids = TokenIds(shapes, model.model.vocab_size) if deployment.is_prefix_caching else None
+        token_of = None if self._token_ids is None else self._token_of
+        self._executor = SimulatedExecutor(self._clock, model.stages_s, model.host, self._pipeline, token_of=token_of)
         self._loop = StepLoop(self._scheduler, self._executor, self._clock, is_overlapped=deployment.is_overlapped)
         # An engine of one program a stage schedules the next microbatch when its first stage is free; lock step dispatches ahead.
         self._does_wait_for_stage = deployment.num_stages > 1 and not deployment.has_lock_step
-        self._requests = [SimulatedRequest(str(index), shape) for index, shape in enumerate(shapes)]
-        self._num_arrived = 0
+        self._shapes = shapes
+        self._arrivals = ArrivalQueue(shapes)
+        self._arrived: list[SimulatedRequest] = []
         self._judge = judge
         self._is_decided = False
 
     def run(self) -> SimulationResult:
-        num_requests, scheduler, loop = len(self._requests), self._scheduler, self._loop
-        while not self._is_decided and (self._num_arrived < num_requests or not loop.is_idle):
+        scheduler, loop = self._scheduler, self._loop
+        while not self._is_decided and (self._arrivals or not loop.is_idle):
             self._arrive()
             if loop.is_full:
                 self._land()
             elif loop.is_idle:
-                self._advance_to(self._next_arrival_s)
+                self._advance_to(self._arrivals.next_arrival_s)
             elif not self._must_wait_for_stage():
                 num_before = loop.num_in_flight
                 if scheduler.has_unfinished:
@@ -87,21 +90,26 @@ class _Run:
                 if loop.num_in_flight == num_before:  # nothing that is here can run now
                     self._wait()
         return SimulationResult(
-            [request.times() for request in self._requests],
+            [request.times() for request in self._arrived],
             list(loop.records),
             self._clock.now(),
             self._pipeline.idle_s,
+            num_absent=len(self._shapes) - len(self._arrived),
         )
 
-    @property
-    def _next_arrival_s(self) -> float:
-        return self._requests[self._num_arrived].arrival_s if self._num_arrived < len(self._requests) else NEVER_S
-
     def _arrive(self) -> None:
-        now_s = self._clock.now()
-        while self._next_arrival_s <= now_s:
-            self._scheduler.add(self._requests[self._num_arrived])
-            self._num_arrived += 1
+        now_s, arrivals = self._clock.now(), self._arrivals
+        while arrivals.next_arrival_s <= now_s:
+            arrival_s, place = arrivals.pop()
+            shape, token_ids = self._shapes[place], self._token_ids
+            prompt = [0] * shape.num_prompt_tokens if token_ids is None else token_ids.prompt(place)
+            request = SimulatedRequest(place, shape, prompt, arrival_s)
+            self._scheduler.add(request)
+            self._arrived.append(request)
+
+    def _token_of(self, row: ScheduledRow) -> int:
+        assert self._token_ids is not None, "tokens are only told apart for a prefix cache"
+        return self._token_ids.output_at(int(row.request_id), row.num_output_tokens)
 
     def _must_wait_for_stage(self) -> bool:
         """Wait for the first stage, taking in what is done before. Returns: False if it is free now."""
@@ -119,8 +127,8 @@ class _Run:
         """Until somebody arrives, or the oldest step is done."""
         done_s = self._executor.oldest_done_s
         assert done_s is not None, "a request that waits while nothing runs is admitted"
-        if self._next_arrival_s < done_s:
-            self._advance_to(self._next_arrival_s)
+        if self._arrivals.next_arrival_s < done_s:
+            self._advance_to(self._arrivals.next_arrival_s)
         else:
             self._land()
 
@@ -135,8 +143,8 @@ class _Run:
         requests = cast("list[SimulatedRequest]", [output[0] for output in outputs])
         for request in requests:
             request.token_times_s.append(now_s)
-        if self._judge is not None:
-            arrived = self._requests[: self._num_arrived]
-            for request in requests:
-                if request.finish_reason is not None:
-                    self._is_decided |= self._judge.is_decided(now_s, arrived, request)
+        for request in requests:
+            if request.finish_reason is not None:
+                self._arrivals.end(int(request.request_id), now_s)
+                if self._judge is not None:
+                    self._is_decided |= self._judge.is_decided(now_s, self._arrived, request)

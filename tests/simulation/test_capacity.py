@@ -181,7 +181,7 @@ def test_f17_cutting_trials_short_never_changes_a_verdict(make_deployment: Make,
 
 def arrived(index: int, delay_s: float | None, gap_s: float = 0.0) -> SimulatedRequest:
     """Of 50 tokens, arrived at 0, and scheduled after a while or not yet."""
-    request = SimulatedRequest(str(index), RequestShape(0.0, 1, 51))
+    request = SimulatedRequest(index, RequestShape(0.0, 1, 51), [0], 0.0)
     request.first_scheduled_s = delay_s
     request.token_times_s = [gap_s * k for k in range(51)]
     return request

@@ -123,3 +123,26 @@ def test_a_judge_sees_who_has_arrived_whenever_somebody_ends_and_may_stop_the_ru
 def test_a_request_that_can_never_be_served_is_refused(make_deployment: Make) -> None:
     with pytest.raises(RequestError, match="leaves no room for output"):
         simulate(make_deployment(1.0), [RequestShape(0.0, 64, 1)])
+
+
+def test_the_next_round_arrives_after_the_last_one_and_a_pause_and_finds_its_pages(make_deployment: Make) -> None:
+    """A's tokens come at 8, 10, 12 as above; its next round arrives at 12 + 5. Its prompt is A's 6 tokens, A's 3 outputs and 3 more: of those 12, A computed 8
+    (its last output is never read), two pages of four. The other 4 take one step of 4 s, and it decodes once more."""
+    shapes = [RequestShape(0.0, 6, 3), RequestShape(0.0, 12, 2, after=0, think_s=5.0)]
+    result = simulate(make_deployment(1.0, is_prefix_caching=True, page_size=4), shapes)
+    first, second = result.requests
+    assert second.arrival_s == pytest.approx(first.token_times_s[-1] + 5)
+    assert second.num_prefix_hit_tokens == 8
+    assert step_mixes(result)[-2:] == [(0, 4), (1, 0)]
+    assert simulate(make_deployment(1.0, page_size=4), shapes).requests[1].num_prefix_hit_tokens == 0
+
+
+def test_prompts_that_share_nothing_find_nothing(make_deployment: Make) -> None:
+    shapes = [RequestShape(0.0, 9, 2), RequestShape(30.0, 9, 2), RequestShape(60.0, 9, 2)]
+    result = simulate(make_deployment(1.0, is_prefix_caching=True, page_size=4), shapes)
+    assert [each.num_prefix_hit_tokens for each in result.requests] == [0, 0, 0]
+
+
+def test_who_has_not_arrived_when_a_run_is_stopped_counts_as_unfinished(make_deployment: Make) -> None:
+    result = simulate(make_deployment(1.0), [*TWO, RequestShape(99.0, 1, 1)], StopAtOnce())
+    assert (result.num_absent, result.num_unfinished) == (1, 1)
