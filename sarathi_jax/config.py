@@ -1,5 +1,6 @@
 """The engine's options: checked once, here, before anything is loaded. Command-line flags are generated from these fields."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -7,6 +8,7 @@ from typing import Any, Literal
 from sarathi_jax.errors import ConfigError
 
 TOKEN_TILE = 128  # mixed buckets are multiples of this: GPU matrix products come in tiles of 128 rows
+DEFAULT_TOKEN_BUDGET = 512  # Sarathi-Serve's for strict latency goals
 
 
 def _field(default: Any, help_text: str) -> Any:
@@ -28,7 +30,14 @@ class EngineConfig:
         "megatron", "how layers are cut over the mesh: megatron, sequence, replicated, or a .toml file"
     )
     policy: str = _field("sarathi", "how batches are built: sarathi, vllm, orca, request_level, or alternating")
-    token_budget: int = _field(512, "most tokens of one step, decodes included")
+    token_budget: int | None = _field(
+        None,
+        f"most tokens of one step, decodes included; unset: what tbt_slo_ms and a profile say, else {DEFAULT_TOKEN_BUDGET}",
+    )
+    tbt_slo_ms: float | None = _field(
+        None, "milliseconds between two tokens of a request that 99 of 100 are to keep: chooses the token budget"
+    )
+    profile: str | None = _field(None, "file that `sarathi-jax bench profile` wrote, which tbt_slo_ms is looked up in")
     max_num_seqs: int = _field(128, "most requests that run at a time")
     max_model_len: int | None = _field(
         None, "most tokens of a request, prompt and output; unset: the model's own limit"
@@ -71,9 +80,10 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         _check_texts(self)
-        for name in ("token_budget", "max_num_seqs", "page_size"):
+        for name in ("max_num_seqs", "page_size"):
             _check_int(name, getattr(self, name), 1)
         for name in (
+            "token_budget",
             "max_model_len",
             "num_pages",
             "max_num_partial_prefills",
@@ -91,11 +101,7 @@ class EngineConfig:
             raise ConfigError(
                 f"page_size={self.page_size} must be a power of two: kernels split positions by shifts. Use 16."
             )
-        if self.token_budget < self.max_num_seqs:
-            raise ConfigError(
-                f"token_budget={self.token_budget} must be >= max_num_seqs={self.max_num_seqs}: every running request decodes one token"
-                " per step. Raise token_budget or lower max_num_seqs."
-            )
+        _check_budget(self)
         if (
             isinstance(self.memory_fraction, bool)
             or not isinstance(self.memory_fraction, int | float)
@@ -115,6 +121,16 @@ class EngineConfig:
                 )
 
     @property
+    def is_budget_from_slo(self) -> bool:
+        """Whether the token budget is to be looked up in a profile, once. The policy `slo` looks at the goal itself, at every step."""
+        return self.tbt_slo_ms is not None and self.policy != "slo"
+
+    @property
+    def step_tokens(self) -> int:
+        """Most tokens of one step: the token budget, where it was given or has been chosen (`scheduling.token_budget`), else the default."""
+        return DEFAULT_TOKEN_BUDGET if self.token_budget is None else self.token_budget
+
+    @property
     def mesh_shape(self) -> dict[str, int]:
         """Axis name -> devices. Raises: ConfigError if `mesh` is not a list of axis=number."""
         return _parse_mesh(self.mesh)
@@ -123,10 +139,34 @@ class EngineConfig:
 MESH_AXES = ("data", "stage", "expert", "tensor")
 
 
+def _check_budget(config: EngineConfig) -> None:
+    slo_ms = config.tbt_slo_ms
+    if slo_ms is not None and (
+        isinstance(slo_ms, bool) or not isinstance(slo_ms, int | float) or not 0 < slo_ms < math.inf
+    ):
+        raise ConfigError(f"tbt_slo_ms={slo_ms!r} must be above 0: it is a time in milliseconds. Use 100.")
+    if not config.is_budget_from_slo:
+        if config.step_tokens < config.max_num_seqs:
+            raise ConfigError(
+                f"token_budget={config.step_tokens} must be >= max_num_seqs={config.max_num_seqs}: every running request decodes one token"
+                " per step. Raise token_budget or lower max_num_seqs."
+            )
+    elif config.token_budget is not None:
+        raise ConfigError(
+            f"tbt_slo_ms={slo_ms} chooses the token budget, got token_budget={config.token_budget} besides: leave out one of them."
+        )
+    elif config.profile is None:
+        raise ConfigError(
+            f"tbt_slo_ms={slo_ms} needs a profile of this machine, got none: run `sarathi-jax bench profile {config.model} --out profile.json`, and"
+            " pass profile=profile.json."
+        )
+
+
 def _check_texts(config: EngineConfig) -> None:
     for name, kinds, example in (
         ("mesh", str | None, "tensor=2"),
         ("coordinator", str | None, "node1:7700"),
+        ("profile", str | None, "profile.json"),
         ("rules", str | Mapping, "megatron"),
     ):
         if not isinstance(getattr(config, name), kinds):

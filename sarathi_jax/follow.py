@@ -16,6 +16,7 @@ from sarathi_jax.group.key import read_key
 from sarathi_jax.group.member import check_same
 from sarathi_jax.group.place import find_place
 from sarathi_jax.llm import engine_config
+from sarathi_jax.scheduling.token_budget import with_token_budget
 
 
 def follow(model: str = "demo", *, progress: bool | None = None, **options: Any) -> None:
@@ -24,7 +25,7 @@ def follow(model: str = "demo", *, progress: bool | None = None, **options: Any)
     Args: as `LLM`'s, which process 0 has; options must be the same, but for process_id.
     Raises: ConfigError, ModelError, CapacityError. Where the group ends by another process's fault, this process ends too, with a message and code 1.
     """
-    config = engine_config(model, options)
+    config = with_token_budget(engine_config(model, options))
     place = find_place(config)
     if place is None or place.is_leader:
         raise ConfigError(

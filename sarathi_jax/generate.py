@@ -210,7 +210,7 @@ class _Key:
 
 @lru_cache(maxsize=8)
 def _compile(key: _Key) -> EnginePrograms:
-    table = BucketTable(key.config.token_budget, key.config.max_num_seqs, variants=(key.variant,), is_sparse=True)
+    table = BucketTable(key.config.step_tokens, key.config.max_num_seqs, variants=(key.variant,), is_sparse=True)
     return compile_engine(key.state, key.config, table, progress=False)
 
 

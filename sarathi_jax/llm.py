@@ -32,6 +32,7 @@ from sarathi_jax.scheduling.limits import SchedulerLimits
 from sarathi_jax.scheduling.policies import make_policy
 from sarathi_jax.scheduling.policy import Policy
 from sarathi_jax.scheduling.scheduler import Scheduler
+from sarathi_jax.scheduling.token_budget import with_token_budget
 from sarathi_jax.text.chat import encode_chat
 from sarathi_jax.text.chat_template import ChatTemplate
 from sarathi_jax.text.tokenizer import Tokenizer
@@ -52,7 +53,7 @@ class LLM:
     """
 
     def __init__(self, model: str = "demo", *, progress: bool | None = None, **options: Any) -> None:
-        self.config = engine_config(model, options)
+        self.config = with_token_budget(engine_config(model, options))
         self._group = _lead_group(self.config)
         try:
             self._start(sys.stderr.isatty() if progress is None else progress)
@@ -274,7 +275,7 @@ def _least_limits(config: EngineConfig, model: ModelConfig) -> SchedulerLimits:
     return SchedulerLimits(
         num_pages=config.num_pages or -(-max_model_len // config.page_size),
         page_size=config.page_size,
-        token_budget=config.token_budget,
+        token_budget=config.step_tokens,
         max_num_seqs=config.max_num_seqs,
         max_model_len=max_model_len,
         vocab_size=model.vocab_size,
@@ -294,7 +295,7 @@ def _make_engine(
         policy,
         num_pages=programs.geometry.num_pages,
         page_size=config.page_size,
-        token_budget=config.token_budget,
+        token_budget=config.step_tokens,
         max_num_seqs=config.max_num_seqs,
         max_model_len=programs.geometry.max_model_len,
         vocab_size=model_config.vocab_size,

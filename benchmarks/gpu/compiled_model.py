@@ -50,7 +50,7 @@ def compile_model(
     source = find_model(config.model, is_dummy=True)
     mesh = make_mesh({})
     state = abstract_model(source.config, choose_dtype(config.dtype, source.config, mesh), mesh, MEGATRON)
-    table = BucketTable(config.token_budget, config.max_num_seqs, variants=variants)
+    table = BucketTable(config.step_tokens, config.max_num_seqs, variants=variants)
     table.buckets = tuple(bucket for bucket in table.buckets if is_wanted(bucket))
     params = state.flat(dummy_params(state.parameters, config.seed))
     programs = compile_engine(state, config, table, progress=False)
@@ -67,7 +67,7 @@ def make_engine(
         make_policy(policy),
         num_pages=geometry.num_pages,
         page_size=geometry.page_size,
-        token_budget=token_budget or config.token_budget,
+        token_budget=token_budget or config.step_tokens,
         max_num_seqs=geometry.max_num_seqs,
         max_model_len=geometry.max_model_len,
         vocab_size=geometry.vocab_size,

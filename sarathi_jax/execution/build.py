@@ -100,7 +100,7 @@ def build_runner(
     Returns: what was compiled, and a runner over it; None if none of the mesh's devices is this process's.
     Raises: ConfigError, CapacityError, GroupError, and what `load` raises.
     """
-    table, runner = BucketTable(config.token_budget, config.max_num_seqs, variants=variants), None
+    table, runner = BucketTable(config.step_tokens, config.max_num_seqs, variants=variants), None
     if not is_here(model_state.mesh):
         programs = compile_engine(model_state, config, table, progress=progress, group=group)
     else:
@@ -195,7 +195,7 @@ class _Planner:
             self.config.max_num_seqs,
             max_model_len,
             self.model_state.config.vocab_size,
-            self.config.token_budget,
+            self.config.step_tokens,
         )
 
     def estimated_temp_bytes(self) -> int:

@@ -11,7 +11,7 @@ from sarathi_jax.config import EngineConfig
 
 PACKAGES = ("sarathi-jax", "jax", "jaxlib", "flax", "numpy")
 # What may differ: where a process stands, and where its host keeps files.
-OWN_OPTIONS = ("model", "rules", "process_id", "coordinator", "compile_cache")
+OWN_OPTIONS = ("model", "rules", "process_id", "coordinator", "compile_cache", "profile")
 # Of each file: blocks evenly spread over it. Other weights of the same shapes differ everywhere.
 NUM_BLOCKS, BLOCK_BYTES = 64, 4096
 

@@ -134,7 +134,7 @@ def make_task(
     load = Load(
         batch_size=batch_size,
         context=min(DEFAULT_CONTEXT, max_model_len) if context is None else context,
-        token_budget=engine.token_budget,
+        token_budget=engine.step_tokens,
     )
     options = CompileOptions(rules=rules, page_size=engine.page_size, dtype=dtype, kv_dtype=kv_dtype, variant=variant)
     return PlanTask(engine=engine, config=config, deployment=deployment, load=load, options=options)

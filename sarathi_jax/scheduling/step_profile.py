@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from sarathi_jax.config import MESH_AXES, EngineConfig
 from sarathi_jax.errors import ConfigError
 from sarathi_jax.scheduling.step_times import StepLoad
 
@@ -51,7 +52,8 @@ class StepProfile:
     """Samples, and what they hold for.
 
     decode_sizes, mixed_sizes: tokens of the compiled buckets, ascending; () where steps are not padded.
-    num_kv_tokens: tokens that the KV cache has room for. mesh: as the option, "" for one device. dtype: of weights. kv_dtype: of KV.
+    num_kv_tokens: tokens that the KV cache has room for. mesh: as `mesh_name`. dtype, kv_dtype, kernels: as the engine's options.
+    num_stages: of the pipeline that the mesh has.
     Raises: ConfigError from the constructor if sizes don't ascend.
     """
 
@@ -66,6 +68,7 @@ class StepProfile:
     max_num_seqs: int
     max_model_len: int
     num_kv_tokens: int
+    num_stages: int = 1
     decode_sizes: tuple[int, ...] = ()
     mixed_sizes: tuple[int, ...] = ()
     samples: tuple[StepSample, ...] = ()
@@ -75,6 +78,12 @@ class StepProfile:
             sizes: Sequence[int] = getattr(self, name)
             if any(one >= other for one, other in pairwise((0, *sizes))):
                 raise ConfigError(f"{name} must be positive and ascend, got {sizes}.")
+
+
+def mesh_name(config: EngineConfig) -> str:
+    """The mesh, spelled in one way: axes in their order, without those of one device; "" for one device."""
+    sizes = config.mesh_shape
+    return ",".join(f"{axis}={sizes[axis]}" for axis in MESH_AXES if sizes.get(axis, 1) > 1)
 
 
 def write_profile(profile: StepProfile, path: Path) -> None:

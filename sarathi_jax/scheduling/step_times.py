@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # Of what the middle one of a size's last three steps took more or less than was said, so much is learned at each step: for all sizes, and for that one besides.
 COMMON_RATE = 0.1
 SIZE_RATE = 0.05
+MAX_FITS, USUAL_ERROR = 20, 0.05
 MIN_SECONDS = 1e-9  # of a base: a logarithm is taken
 MAX_LESSON = 0.25  # of the logarithm; what goes beyond is no drift, or shows again at the next step
 
@@ -114,7 +115,7 @@ class StepTimeModel:
 
     @classmethod
     def fit(cls, profile: "StepProfile") -> "StepTimeModel":
-        """The model with the least squared relative errors over the profile's samples. Raises: ConfigError if there are none."""
+        """The model that is off by the smallest factors over a profile's samples (`_robust_fit`). Raises: ConfigError if there are none."""
         if not profile.samples:
             raise ConfigError("Step times must be fitted to samples, got none: run `sarathi-jax bench profile`.")
         padded_sizes = (profile.decode_sizes, profile.mixed_sizes)
@@ -126,7 +127,7 @@ class StepTimeModel:
             ]
         )
         knots = np.unique(keys, axis=0)
-        found = _non_negative_least_squares(*_equations(profile.samples, keys, knots))
+        found = _robust_fit(_terms(profile.samples, keys, knots), np.array([each.median_s for each in profile.samples]))
         tables = []
         for kind in (0, 1):
             is_of_kind = knots[:, 0] == kind
@@ -211,19 +212,37 @@ def padded_size(num_tokens: int, sizes: Sequence[int]) -> int:
 # ---- fitting
 
 
-def _equations(samples: "Sequence[StepSample]", keys: np.ndarray, knots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What least squares are to solve, each sample's equation divided by its time: relative errors.
+def _terms(samples: "Sequence[StepSample]", keys: np.ndarray, knots: np.ndarray) -> np.ndarray:
+    """What each sample has of each unknown.
 
     The base is a sum of increments, one for each knot that a sample's size reaches; at least 0 each, so that it never falls.
 
     Args:
       keys, knots: [samples, 2] and [knots, 2] of kind and size.
-    Returns: [samples, knots + 3] and [samples].
+    Returns: [samples, knots + 3].
     """
     is_reached = (keys[:, None, 0] == knots[None, :, 0]) & (keys[:, None, 1] >= knots[None, :, 1])
-    terms = [[each.num_rows, each.decode_context, each.chunk_pairs] for each in samples]
-    columns = np.hstack([is_reached.astype(np.float64), np.array(terms, np.float64)])
-    return columns / np.array([[each.median_s] for each in samples]), np.ones(len(samples))
+    others = [[each.num_rows, each.decode_context, each.chunk_pairs] for each in samples]
+    return np.hstack([is_reached.astype(np.float64), np.array(others, np.float64)])
+
+
+def _robust_fit(terms: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+    """x >= 0 with the least sum of Huber's function of log(terms x / seconds), by reweighted least squares: whoever is off by more than USUAL_ERROR counts
+    for its error and no longer for its square, and a factor too much is no worse than the same factor too little.
+
+    Args:
+      terms, seconds: [samples, unknowns] and [samples].
+    """
+    predicted, weights = seconds, np.ones(len(seconds))
+    found = np.zeros(terms.shape[1])
+    for _ in range(MAX_FITS):
+        scale = weights / np.sqrt(seconds * predicted)  # (p - t) / sqrt(p t) is log(p / t), to third order
+        found = _non_negative_least_squares(terms * scale[:, None], seconds * scale)
+        last, predicted = predicted, np.maximum(terms @ found, 0.1 * seconds)
+        weights = np.sqrt(np.minimum(1.0, USUAL_ERROR / np.maximum(abs(np.log(predicted / seconds)), USUAL_ERROR)))
+        if (abs(predicted - last) < 1e-4 * predicted).all():
+            break
+    return found
 
 
 def _non_negative_least_squares(columns: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -224,14 +224,14 @@ def _make_engine(
 ) -> Engine:
     config = read_model_config(folder)
     state = abstract_model(config, jnp.dtype("float32"), mesh, rules)
-    table = BucketTable(ENGINE.token_budget, ENGINE.max_num_seqs, variants=tuple(variants), is_sparse=True)
+    table = BucketTable(ENGINE.step_tokens, ENGINE.max_num_seqs, variants=tuple(variants), is_sparse=True)
     programs = compile_engine(state, ENGINE, table, progress=False)
     params = state.flat(load_params(folder, config, state.parameters, state.layout))
     scheduler = Scheduler(
         "sarathi",
         num_pages=programs.geometry.num_pages,
         page_size=ENGINE.page_size,
-        token_budget=ENGINE.token_budget,
+        token_budget=ENGINE.step_tokens,
         max_num_seqs=ENGINE.max_num_seqs,
         max_model_len=MAX_LEN,
         vocab_size=VOCAB,

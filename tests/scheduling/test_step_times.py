@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import nnls
 
@@ -141,6 +141,7 @@ def test_a_kind_that_was_not_profiled_takes_the_other_ones_base() -> None:
 
 
 @given(st.integers(0, 10**6))
+@settings(max_examples=25)
 def test_no_more_work_is_said_to_take_less_time(seed: int) -> None:
     rng = random.Random(seed)
     wild = profile_of(rng.sample(loads_to_profile(), 12), lambda load: true_seconds(load) * rng.uniform(0.2, 5))
