@@ -10,21 +10,24 @@ import pytest
 
 from sarathi_jax.errors import ConfigError
 from sarathi_jax.scheduling.limits import SchedulerLimits
-from sarathi_jax.scheduling.policies import POLICIES
-from sarathi_jax.scheduling.policies.sarathi import SarathiPolicy
+from sarathi_jax.scheduling.policies import POLICIES, make_policy
 from sarathi_jax.scheduling.policy import View
 
 Make = Callable[..., Any]
 
 
-def test_defect_1_more_decodes_than_budget_give_no_negative_chunk(make_request: Make, make_stepper: Make) -> None:
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_defect_1_more_decodes_than_budget_give_no_negative_chunk(
+    policy: str, make_request: Make, make_stepper: Make
+) -> None:
     # No scheduler can have such limits; the policy by itself has to stay within them too.
     stepper = make_stepper(*[make_request(str(index), 2) for index in range(6)], make_request("long", [9] * 50))
     stepper.step()
     view = stepper.scheduler.view(0.0)
     limits = SchedulerLimits(num_pages=64, max_model_len=128, vocab_size=100, token_budget=4, max_num_seqs=4)
-    plan = SarathiPolicy().plan(View(0.0, limits, view.running, view.waiting, stepper.scheduler.kv_pages))
-    assert [num_tokens for _, num_tokens in plan.chunks] == [1, 1, 1, 1]
+    plan = make_policy(policy).plan(View(0.0, limits, view.running, view.waiting, stepper.scheduler.kv_pages))
+    # It is the prompt's turn under `alternating`.
+    assert [num_tokens for _, num_tokens in plan.chunks] == ([4] if policy == "alternating" else [1, 1, 1, 1])
 
 
 def test_defect_1_such_a_budget_is_refused(make_scheduler: Make) -> None:
