@@ -25,7 +25,8 @@ def _check_prompt(request: Request, vocab_size: int) -> None:
             f"Prompt token ids must be whole numbers below {vocab_size}, got other values. Pass a list of ints.",
             param="prompt",
         )
-    if min(request.token_ids) < 0 or max(request.token_ids) >= vocab_size:
+    distinct = set(request.token_ids)  # a prompt repeats its tokens: this is faster than looking at each twice
+    if min(distinct) < 0 or max(distinct) >= vocab_size:
         wrong = ((place, each) for place, each in enumerate(request.token_ids) if not 0 <= each < vocab_size)
         position, token_id = next(wrong)
         raise RequestError(

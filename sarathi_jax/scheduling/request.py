@@ -234,13 +234,10 @@ class Request:
         self.next_block_end = NEVER
         return page_ids
 
-    def append_sampled(self, token_id: int) -> FinishReason | None:
-        """A pending token's value arrived. Returns: why it ends the output, or None."""
-        self.num_pending_tokens -= 1
-        token_ids = self.token_ids
-        token_ids.append(token_id)
-        num_output_tokens = len(token_ids) - self.num_prompt_tokens
-        if token_id in self.stop_token_ids and num_output_tokens > self.sampling.min_tokens:
+    def end_reason(self) -> FinishReason | None:
+        """Why the token that came last ends the output, or None."""
+        num_output_tokens = len(self.token_ids) - self.num_prompt_tokens
+        if self.token_ids[-1] in self.stop_token_ids and num_output_tokens > self.sampling.min_tokens:
             return "stop"
         return "length" if num_output_tokens >= self.max_tokens else None
 

@@ -78,6 +78,7 @@ def prefill_work(num_tokens: int, num_cached_tokens: int = 0) -> StepWork:
 
 def scheduled_work(schedule: Schedule) -> StepWork:
     """What a schedule's rows come to: rows of one token are decodes, whatever their request calls them."""
-    decodes = [row.start + 1 for row in schedule.rows if row.num_tokens == 1]
-    chunks = tuple(ChunkWork(row.start, row.num_tokens) for row in schedule.rows if row.num_tokens > 1)
-    return StepWork(chunks, len(decodes), sum(decodes))
+    num_decodes = schedule.num_decode_rows
+    context = sum([row.start for row in schedule.rows[:num_decodes]]) + num_decodes
+    chunks = tuple([ChunkWork(row.start, row.num_tokens) for row in schedule.rows[num_decodes:]])
+    return StepWork(chunks, num_decodes, context)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sarathi_jax.outputs import TokenLogprobs
-from sarathi_jax.scheduling.schedule import StepResult
+from sarathi_jax.scheduling.schedule import ScheduledRow, StepResult
 
 Make = Callable[..., Any]
 
@@ -113,3 +113,7 @@ def test_logprobs_go_to_their_rows(make_request: Make, make_stepper: Make) -> No
     given = [TokenLogprobs(-1.0, 1, ()), None]
     _, outputs = stepper.step(logprobs=given)
     assert [output.logprobs for output in outputs] == given
+
+
+def test_a_row_s_numbers_stand_where_the_scheduler_looks_for_them() -> None:
+    assert ScheduledRow._fields[1:3] == ("start", "num_tokens") and ScheduledRow._fields[6] == "does_sample"
