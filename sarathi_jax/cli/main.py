@@ -22,6 +22,7 @@ COMMANDS = {
     "bench latency": "time a small batch of equal requests, repeatedly",
     "bench throughput": "run many requests, from given lengths or from a trace",
     "bench profile": "measure what steps take on this machine, and which token budget keeps a latency goal",
+    "bench stalls": "show which scheduling policies stall, under steady decodes and arriving prompts",
     "follow": "be one of several processes that run a model together",
     "plan": "what a model takes on GPUs that need not be here: memory, time of its steps, collectives",
     "kernels report": "what the compilers make of each GPU kernel, for GPUs that need not be here",
