@@ -8,15 +8,18 @@ With one stage they are the same.
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
 @dataclass(slots=True)
 class Passage:
-    """A microbatch on its way. stage_s: what each stage takes for it. done_s: when it has left the last one; None: not known yet."""
+    """A microbatch on its way. stage_s: what each stage takes for it. ready_s: when it could begin. starts_s: when each stage began, as far as is known.
+    done_s: when it has left the last one; None: not known yet."""
 
     stage_s: Sequence[float]
+    ready_s: float
+    starts_s: list[float] = field(default_factory=list)
     done_s: float | None = None
 
 
@@ -55,14 +58,16 @@ class StagesInSeries:
         return self._free_s[0]
 
     def enter(self, ready_s: float, stage_s: Sequence[float]) -> Passage:
-        free_s = self._free_s
+        free_s, passage, leave_s = self._free_s, Passage(stage_s, ready_s), ready_s
         for stage, seconds in enumerate(stage_s):
-            start_s = max(ready_s, free_s[stage])
+            start_s = max(leave_s, free_s[stage])
             if not self._is_new:
                 self.idle_s += start_s - free_s[stage]
-            free_s[stage] = ready_s = start_s + seconds
+            passage.starts_s.append(start_s)
+            free_s[stage] = leave_s = start_s + seconds
         self._is_new = False
-        return Passage(stage_s, ready_s)
+        passage.done_s = leave_s
+        return passage
 
     def done_s(self, passage: Passage) -> float:
         assert passage.done_s is not None, "a microbatch's way through servers in series is known when it enters"
@@ -83,7 +88,7 @@ class StagesInLockStep:
         return self._free_s
 
     def enter(self, ready_s: float, stage_s: Sequence[float]) -> Passage:
-        passage = Passage(stage_s)
+        passage = Passage(stage_s, ready_s)
         if not self._is_new:
             self.idle_s += len(self._inside) * max(ready_s - self._free_s, 0.0)
         self._is_new = False
@@ -99,6 +104,9 @@ class StagesInLockStep:
     def _tick(self, entering: Passage | None) -> None:
         self._inside.appendleft(entering)
         times_s = [0.0 if each is None else each.stage_s[stage] for stage, each in enumerate(self._inside)]
+        for each in self._inside:
+            if each is not None:
+                each.starts_s.append(self._free_s)
         tick_s = max(times_s)
         self._free_s += tick_s
         self.idle_s += len(times_s) * tick_s - sum(times_s)

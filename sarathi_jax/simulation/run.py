@@ -12,7 +12,7 @@ from sarathi_jax.scheduling.token_output import TokenOutput
 from sarathi_jax.simulation.arrivals import ArrivalQueue
 from sarathi_jax.simulation.deployment import Deployment
 from sarathi_jax.simulation.results import RequestTimes, SimulationResult
-from sarathi_jax.simulation.simulated_executor import SimulatedExecutor
+from sarathi_jax.simulation.simulated_executor import Observer, SimulatedExecutor
 from sarathi_jax.simulation.token_ids import TokenIds
 from sarathi_jax.simulation.workloads import RequestShape
 
@@ -48,24 +48,42 @@ class SimulatedRequest(Request):
         )
 
 
-def simulate(deployment: Deployment, shapes: Sequence[RequestShape], judge: Judge | None = None) -> SimulationResult:
+def simulate(
+    deployment: Deployment,
+    shapes: Sequence[RequestShape],
+    judge: Judge | None = None,
+    observer: Observer | None = None,
+) -> SimulationResult:
     """Serve requests until all have ended, or until the judge has seen enough.
 
     With a prefix cache, prompts and outputs are those of `TokenIds`, so that the rounds of a conversation find what they share; without one they are all alike.
+    observer: is shown every step as it is dispatched.
     Raises: RequestError if one of them can never be served.
     """
-    return _Run(deployment, shapes, judge).run()
+    return _Run(deployment, shapes, judge, observer).run()
 
 
 class _Run:
-    def __init__(self, deployment: Deployment, shapes: Sequence[RequestShape], judge: Judge | None) -> None:
+    def __init__(
+        self,
+        deployment: Deployment,
+        shapes: Sequence[RequestShape],
+        judge: Judge | None,
+        observer: Observer | None,
+    ) -> None:
         self._clock = VirtualClock()
         self._scheduler = deployment.scheduler()
         self._pipeline = deployment.pipeline()
         model = deployment.cost_model
         self._token_ids = TokenIds(shapes, model.model.vocab_size) if deployment.is_prefix_caching else None
-        token_of = None if self._token_ids is None else self._token_of
-        self._executor = SimulatedExecutor(self._clock, model.stages_s, model.host, self._pipeline, token_of=token_of)
+        self._executor = SimulatedExecutor(
+            self._clock,
+            model.stages_s,
+            model.host,
+            self._pipeline,
+            token_of=None if self._token_ids is None else self._token_of,
+            observer=observer,
+        )
         self._loop = StepLoop(self._scheduler, self._executor, self._clock, is_overlapped=deployment.is_overlapped)
         # An engine of one program a stage schedules the next microbatch when its first stage is free; lock step dispatches ahead.
         self._does_wait_for_stage = deployment.num_stages > 1 and not deployment.has_lock_step

@@ -13,6 +13,7 @@ from sarathi_jax.simulation.step_work import StepWork, scheduled_work
 
 StagePrices = Callable[[StepWork], Sequence[float]]
 TokenOf = Callable[[ScheduledRow], int]
+Observer = Callable[[Schedule, Passage], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class SimulatedExecutor:
       host: what the engine's host code takes before a step can start; one step after the other.
       pipeline: of as many stages as there are prices.
       token_of: the token that a row samples; None: 0 for all.
+      observer: is shown each step and its way through the pipeline, which goes on as the clock does.
     """
 
     def __init__(
@@ -43,12 +45,14 @@ class SimulatedExecutor:
         pipeline: Pipeline,
         *,
         token_of: TokenOf | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self.clock = clock
         self.pipeline = pipeline
         self._stage_prices = stage_prices
         self._host = host
         self._token_of = token_of
+        self._observer = observer
         self._in_flight: deque[Passage] = deque()
         self._host_free_s = 0.0
 
@@ -62,6 +66,8 @@ class SimulatedExecutor:
         self._host_free_s = start_s + self._host.seconds(len(schedule.rows))
         passage = self.pipeline.enter(self._host_free_s, self._stage_prices(scheduled_work(schedule)))
         self._in_flight.append(passage)
+        if self._observer is not None:
+            self._observer(schedule, passage)
         return SimulatedHandle(self, schedule, passage)
 
     def read(self, schedule: Schedule, passage: Passage) -> StepResult:

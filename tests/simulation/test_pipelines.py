@@ -57,6 +57,15 @@ def test_in_lock_step_whoever_asks_for_a_microbatch_drives_it_out() -> None:
     assert pipeline.done_s(pipeline.enter(1, (2, 3))) == 5 + 2 + 3
 
 
+@pytest.mark.parametrize(("kind", "first_done_s"), [(StagesInSeries, 6), (StagesInLockStep, 7)])
+def test_a_passage_tells_when_each_stage_began(kind: Kind, first_done_s: float) -> None:
+    """Stages run 1-5 and 5-6, then 5-7 and 7-10; in lock step the first leaves the second stage when the other one's tick in the first stage ends."""
+    pipeline = kind(2)
+    first, second = pipeline.enter(1, (4, 1)), pipeline.enter(2, (2, 3))
+    assert (pipeline.done_s(first), pipeline.done_s(second)) == (first_done_s, 10)
+    assert (first.ready_s, first.starts_s, second.ready_s, second.starts_s) == (1, [1, 5], 2, [5, 7])
+
+
 @KINDS
 def test_the_time_before_the_first_microbatch_is_not_idle(kind: Kind) -> None:
     pipeline = kind(1)

@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from sarathi_jax.errors import RequestError
+from sarathi_jax.scheduling.schedule import Schedule
 from sarathi_jax.simulation.deployment import Deployment
+from sarathi_jax.simulation.pipelines import Passage
 from sarathi_jax.simulation.results import SimulationResult
 from sarathi_jax.simulation.run import SimulatedRequest, simulate
 from sarathi_jax.simulation.workloads import RequestShape
@@ -100,6 +102,20 @@ def test_who_arrives_while_nothing_runs_starts_at_once(make_deployment: Make) ->
     result = simulate(make_deployment(1.0), [RequestShape(2.0, 1, 1), RequestShape(7.5, 2, 1)])
     assert token_times(result) == [[3], [9.5]]
     assert result.idle_s == 7.5 - 3
+
+
+def test_an_observer_sees_every_step_and_its_way(make_deployment: Make) -> None:
+    """As in the test of stages in series: A, B, A's decode, B's decode."""
+    seen: list[tuple[list[str], Passage]] = []
+
+    def observe(schedule: Schedule, passage: Passage) -> None:
+        seen.append(([row.request_id for row in schedule.rows], passage))
+
+    shapes = [RequestShape(0.0, 4, 2), RequestShape(1.0, 2, 2)]
+    simulate(make_deployment(1.0, 2.0, has_lock_step=False), shapes, observer=observe)
+    assert [names for names, _ in seen] == [["0"], ["1"], ["0"], ["1"]]
+    assert [passage.starts_s for _, passage in seen] == [[0, 4], [4, 12], [12, 16], [16, 18]]
+    assert [(passage.ready_s, passage.done_s) for _, passage in seen] == [(0, 12), (4, 16), (12, 18), (16, 20)]
 
 
 @pytest.mark.parametrize("options", [{}, {"is_overlapped": True}, {"has_lock_step": False}])
