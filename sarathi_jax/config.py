@@ -63,6 +63,11 @@ class EngineConfig:
         True, "a request that does not fit yet holds back those behind it (strict FCFS)"
     )
     preempt_every_steps: int | None = _field(None, "force a preemption every so many steps, to test recompute")
+    flight_recorder: int = _field(65536, "events that the flight recorder keeps, two or more a step; 0: none")
+    flight_record_folder: str | None = _field(
+        None,
+        "folder where the flight recorder writes what led to a slow step, a stall, a compile or a failure; unset: nowhere",
+    )
     kernels: str = _field(
         "auto", "implementation of the kernels: triton, xla, or triton-interpreter; auto: the best one for the device"
     )
@@ -94,6 +99,7 @@ class EngineConfig:
             if (value := getattr(self, name)) is not None:
                 _check_int(name, value, 1)
         _check_int("seed", self.seed, 0)
+        _check_int("flight_recorder", self.flight_recorder, 0)
         if self.process_id is not None:
             _check_int("process_id", self.process_id, 0)
         _check_coordinator(self.coordinator)
@@ -167,6 +173,7 @@ def _check_texts(config: EngineConfig) -> None:
         ("mesh", str | None, "tensor=2"),
         ("coordinator", str | None, "node1:7700"),
         ("profile", str | None, "profile.json"),
+        ("flight_record_folder", str | None, "records"),
         ("rules", str | Mapping, "megatron"),
     ):
         if not isinstance(getattr(config, name), kinds):

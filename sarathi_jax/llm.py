@@ -13,9 +13,11 @@ from typing import Any
 from tqdm import tqdm
 
 from sarathi_jax.checkpoints.model_source import ModelSource, find_model
-from sarathi_jax.clock import WallClock
+from sarathi_jax.clock import Clock, WallClock
 from sarathi_jax.config import EngineConfig
 from sarathi_jax.engine.engine import Engine, Prompt
+from sarathi_jax.engine.flight_recorder import FlightRecorder
+from sarathi_jax.engine.flight_watch import FlightWatch
 from sarathi_jax.engine.replicas import AnyEngine, EngineReplicas
 from sarathi_jax.errors import ConfigError, EngineError, ModelNotFoundError, RequestError
 from sarathi_jax.execution.build import EnginePrograms, choose_max_model_len
@@ -149,6 +151,24 @@ class LLM:
     ) -> Iterator[StreamEvent]:
         """As `chat`, token by token."""
         return self.stream(self._encode_chat(messages, tools), params)
+
+    def dump_flight_record(self, path: str | Path) -> list[Path]:
+        """Write what the flight recorder holds: for `sarathi-jax explain` and `sarathi-jax simulate replay`.
+
+        path: ends in .gz: compressed. Of several replicas each writes a file of its own, with its number before the name's first dot.
+        Returns: the files. Raises: ConfigError if nothing is recorded, or a file can't be written.
+        """
+        path = Path(path)
+        stem, dot, rest = path.name.partition(".")
+        several = len(self.engines) > 1
+        paths = [
+            path.with_name(f"{stem}-{place}{dot}{rest}") if several else path for place in range(len(self.engines))
+        ]
+        for engine, each in zip(self.engines, paths, strict=True):
+            if engine.recorder is None:
+                raise ConfigError("flight_recorder must be above 0 to record anything, got 0: start with 65536.")
+            engine.recorder.dump(each)
+        return paths
 
     def close(self) -> None:
         """Abort what runs and release devices and helper processes; idempotent."""
@@ -306,16 +326,37 @@ def _make_engine(
         is_head_of_line_blocking=config.head_of_line_blocking,
         num_microbatches=programs.model_state.num_stages,
     )
+    clock = WallClock()
     return Engine(
         scheduler,
         executor,
-        WallClock(),
+        clock,
         is_overlapped=config.overlap,
         tokenizer=tokenizer,
         eos_token_ids=model_config.eos_token_ids,
         seed=config.seed,
         replica=replica,
+        recorder=_make_recorder(scheduler, clock, programs.ledger, config, replica),
     )
+
+
+def _make_recorder(
+    scheduler: Scheduler, clock: Clock, ledger: CompileLedger, config: EngineConfig, replica: int
+) -> FlightRecorder | None:
+    if not config.flight_recorder:
+        return None
+    recorder = FlightRecorder(
+        scheduler,
+        clock,
+        max_events=config.flight_recorder,
+        is_overlapped=config.overlap,
+        model=Path(config.model).name if Path(config.model).is_dir() else config.model,
+        replica=replica,
+        compiled=ledger.entries,
+    )
+    if config.flight_record_folder is not None:
+        recorder.watch = FlightWatch(recorder, clock, Path(config.flight_record_folder))
+    return recorder
 
 
 def _as_list(prompts: Prompts) -> list[Prompt]:

@@ -28,6 +28,7 @@ EXAMPLES = """  sarathi-jax bench throughput demo --num-requests 64
 def add_arguments(parser: Parser) -> None:
     add_model_arguments(parser)
     add_workload_arguments(parser)
+    parser.add_argument("--flight-record", type=Path, metavar="FILE", help="write the run's flight record")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the steps: when, and how many tokens")
 
@@ -42,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
         run_load(llm.engine, [RequestShape(0.0, 1, 2)], [[0]])  # the first steps of a process are slower than the rest
         outputs = run_load(llm.engine, shapes, prompts)
         records = list(llm.engine.records)
+        if args.flight_record:
+            llm.dump_flight_record(args.flight_record)
     report = {"model": config.model, **summarize(outputs), **run_report(records, llm.compile_ledger)}
     print(json.dumps(report) if args.json else f"{describe(report)}\n{describe_run(records, llm.compile_ledger)}")
     if args.plot:

@@ -23,6 +23,7 @@ COMMANDS = {
     "bench throughput": "run many requests, from given lengths or from a trace",
     "bench profile": "measure what steps take on this machine, and which token budget keeps a latency goal",
     "bench stalls": "show which scheduling policies stall, under steady decodes and arriving prompts",
+    "simulate replay": "make a recorded run again: the same decisions, byte for byte",
     "follow": "be one of several processes that run a model together",
     "plan": "what a model takes on GPUs that need not be here: memory, time of its steps, collectives",
     "kernels report": "what the compilers make of each GPU kernel, for GPUs that need not be here",
@@ -30,7 +31,13 @@ COMMANDS = {
     "convert": "write a model as an Orbax checkpoint, which any mesh loads faster",
     "doctor": "report versions, devices and what stands in the way here",
 }
-WORDS = {"kernels report": "", "kernels step": "", "doctor": "", "convert": "SRC DST "}  # the others take [MODEL]
+WORDS = {
+    "kernels report": "",
+    "kernels step": "",
+    "doctor": "",
+    "convert": "SRC DST ",
+    "simulate replay": "RECORD ",
+}  # the others take [MODEL]
 
 
 class Command(Protocol):

@@ -12,11 +12,12 @@ import numpy as np
 
 from sarathi_jax.clock import Clock
 from sarathi_jax.engine.executor import Executor
+from sarathi_jax.engine.flight_recorder import FlightRecorder
 from sarathi_jax.engine.loop import StepLoop
 from sarathi_jax.engine.records import StepRecord
 from sarathi_jax.engine.sample_output import SampleOutput
 from sarathi_jax.errors import RequestError
-from sarathi_jax.outputs import RequestOutput, StreamEvent, TokenLogprobs
+from sarathi_jax.outputs import FinishReason, RequestOutput, StreamEvent, TokenLogprobs
 from sarathi_jax.sampling_params import SamplingParams
 from sarathi_jax.scheduling.request import Request
 from sarathi_jax.scheduling.scheduler import Scheduler
@@ -53,6 +54,7 @@ class Engine:
       eos_token_ids: tokens that end an output.
       seed: what seeds are drawn from for requests that bring none.
       replica: its number, where there are several.
+      recorder: a flight recorder over this scheduler; None: nothing is recorded.
     """
 
     def __init__(
@@ -66,8 +68,12 @@ class Engine:
         eos_token_ids: Sequence[int] = (),
         seed: int = 0,
         replica: int = 0,
+        recorder: FlightRecorder | None = None,
     ) -> None:
-        self.loop = StepLoop(scheduler, executor, clock, is_overlapped=is_overlapped, replica=replica)
+        self.loop = StepLoop(
+            scheduler, executor, clock, is_overlapped=is_overlapped, replica=replica, recorder=recorder
+        )
+        self.recorder = recorder
         self.clock = clock
         self._tokenizer = tokenizer
         self._eos_token_ids = tuple(eos_token_ids)
@@ -124,7 +130,10 @@ class Engine:
             eos_token_ids=self._eos_token_ids,
             cache_salt=cache_salt,
         )
-        samples = [SampleOutput(sample, self._new_text(params)) for sample in self.scheduler.add(request)]
+        added = self.scheduler.add(request)
+        if self.recorder is not None:
+            self.recorder.arrived(added)
+        samples = [SampleOutput(sample, self._new_text(params)) for sample in added]
         prompt_logprobs: list[TokenLogprobs | None] | None = None if params.prompt_logprobs is None else [None]
         text = prompt if isinstance(prompt, str) else None
         entry = _Entry(request.request_id, text, token_ids, samples, prompt_logprobs)
@@ -137,7 +146,10 @@ class Engine:
         entry = self._entries.get(request_id)
         if entry is None:
             return []
-        self.scheduler.abort(request_id, self.clock.now())
+        now_s = self.clock.now()
+        ended = self.scheduler.abort(request_id, now_s)
+        if self.recorder is not None:
+            self.recorder.aborted(ended, now_s)
         going = [sample for sample in entry.samples if sample.finish_reason is None]
         return [self._last_event(entry, sample, sample.end("abort"), []) for sample in going]
 
@@ -160,7 +172,7 @@ class Engine:
                 events.append(StreamEvent(entry.request_id, sample.index, delta, token_ids))
             else:
                 if output.finish_reason is None:  # a stop string, which the scheduler can't see
-                    self.scheduler.finish(sample.request.request_id, sample.finish_reason, now_s)
+                    self._finish(sample, sample.finish_reason, now_s)
                 events.append(self._last_event(entry, sample, delta, token_ids))
         return events
 
@@ -169,6 +181,13 @@ class Engine:
         for request_id in list(self._entries):
             self.abort(request_id)
         self.loop.close()
+        if self.recorder is not None:
+            self.recorder.close()
+
+    def _finish(self, sample: SampleOutput, reason: FinishReason, now_s: float) -> None:
+        is_ended = self.scheduler.finish(sample.request.request_id, reason, now_s)
+        if is_ended and self.recorder is not None:
+            self.recorder.finished(sample.request, reason, now_s)
 
     def _token_ids(self, prompt: Prompt) -> list[int]:
         if not isinstance(prompt, str):

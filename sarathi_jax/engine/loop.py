@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from sarathi_jax.clock import Clock
 from sarathi_jax.engine.executor import Executor, StepHandle
+from sarathi_jax.engine.flight_recorder import FlightRecorder
 from sarathi_jax.engine.records import StepRecord, record_step
 from sarathi_jax.errors import EngineError, GroupError
 from sarathi_jax.scheduling.schedule import Schedule
@@ -36,16 +37,25 @@ class StepLoop:
     """Runs steps of one scheduler on one executor. Not safe to share between threads.
 
     records: of the latest MAX_RECORDS steps, oldest first. completed_s: when the tokens of the last step came. replica: this engine's number among several.
+    recorder: is told of every step; None: nobody is.
     """
 
     def __init__(
-        self, scheduler: Scheduler, executor: Executor, clock: Clock, *, is_overlapped: bool, replica: int = 0
+        self,
+        scheduler: Scheduler,
+        executor: Executor,
+        clock: Clock,
+        *,
+        is_overlapped: bool,
+        replica: int = 0,
+        recorder: FlightRecorder | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.executor = executor
         self.clock = clock
         self.is_overlapped = is_overlapped
         self.replica = replica
+        self.recorder = recorder
         self.records: deque[StepRecord] = deque(maxlen=MAX_RECORDS)
         self.completed_s = clock.now()
         self._in_flight: deque[StepInFlight] = deque()
@@ -90,6 +100,8 @@ class StepLoop:
         if launched is not None:
             self._in_flight.append(launched)
         if self._in_flight and (launched is None or self.is_full):
+            if self.recorder is not None:
+                self.recorder.asked()
             is_ready = does_wait or self._in_flight[0].handle.is_ready()
             return self._land(self._in_flight.popleft()) if is_ready else []
         if does_launch and launched is None and self.scheduler.has_unfinished:
@@ -110,7 +122,10 @@ class StepLoop:
     def _launch(self) -> StepInFlight | None:
         start_s = self.clock.now()
         schedule = self.scheduler.schedule(start_s)
-        return None if schedule is None else StepInFlight(schedule, self.executor.submit(schedule), start_s)
+        flight = None if schedule is None else StepInFlight(schedule, self.executor.submit(schedule), start_s)
+        if self.recorder is not None:
+            self.recorder.scheduled(schedule, start_s)  # while the device runs the step
+        return flight
 
     def _land(self, flight: StepInFlight) -> list[TokenOutput]:
         is_lost = flight.schedule.step in self._lost
@@ -123,16 +138,21 @@ class StepLoop:
             self._give_up(flight.schedule, error)
             return []
         self.completed_s = self.clock.now()
-        if is_lost:
-            return self.scheduler.complete(flight.schedule, result, self.completed_s)
-        self._num_failures_in_a_row = 0
         bucket, start_s = flight.handle.bucket, flight.start_s
-        self.records.append(record_step(flight.schedule, bucket, start_s, self.completed_s, self.replica))
-        return self.scheduler.complete(flight.schedule, result, self.completed_s)
+        if not is_lost:
+            self._num_failures_in_a_row = 0
+            self.records.append(record_step(flight.schedule, bucket, start_s, self.completed_s, self.replica))
+        outputs = self.scheduler.complete(flight.schedule, result, self.completed_s)
+        if self.recorder is not None:
+            self.recorder.completed(flight.schedule, bucket, outputs, self.completed_s, is_lost)
+        return outputs
 
     def _give_up(self, schedule: Schedule, error: EngineError) -> None:
         """A step failed and the KV cache is lost: all running requests start over, and keep the tokens they have. Steps behind it are lost with it."""
-        if not self.scheduler.fail_step(schedule):
+        is_first = self.scheduler.fail_step(schedule)
+        if self.recorder is not None:
+            self.recorder.failed(schedule)
+        if not is_first:
             return
         logger.error("%s", error)
         self._lost = {flight.schedule.step for flight in self._in_flight}

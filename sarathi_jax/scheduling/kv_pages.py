@@ -17,15 +17,15 @@ class KVPages:
         self.page_size = page_size
         self.cache = PrefixCache(page_size, provenance)
         self.pool = BlockPool(num_pages, on_evict=self._forget_evicted)
-        self._is_prefix_caching = is_prefix_caching
+        self.is_prefix_caching = is_prefix_caching
         self._num_groups = 0
 
     def open(self, requests: Sequence[Request]) -> None:
         """Say what these samples of one prompt may share: everything of their salt, or each other's pages only, or nothing."""
-        if not self._is_prefix_caching and len(requests) == 1:
+        if not self.is_prefix_caching and len(requests) == 1:
             return
         self._num_groups += 1
-        root = self.cache.root(requests[0].cache_salt, 0 if self._is_prefix_caching else self._num_groups)
+        root = self.cache.root(requests[0].cache_salt, 0 if self.is_prefix_caching else self._num_groups)
         for request in requests:
             request.block_chain = [root]
 
@@ -35,8 +35,9 @@ class KVPages:
 
     def close(self, requests: Sequence[Request]) -> None:
         """All samples of a prompt have ended: pages that only they could find are forgotten."""
-        if not self._is_prefix_caching:
-            for block in {block for request in requests for block in request.block_chain}:
+        if not self.is_prefix_caching:
+            # In an order that is the same in every run: it decides which page is given out next.
+            for block in dict.fromkeys(block for request in requests for block in request.block_chain):
                 if block.page_id is not None:
                     self._forget(block.page_id)
 

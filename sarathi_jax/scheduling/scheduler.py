@@ -21,7 +21,7 @@ from sarathi_jax.scheduling.admission import check_request
 from sarathi_jax.scheduling.integrity import check_scheduler
 from sarathi_jax.scheduling.kv_pages import KVPages
 from sarathi_jax.scheduling.limits import SchedulerLimits
-from sarathi_jax.scheduling.policies import make_policy
+from sarathi_jax.scheduling.policies import make_policy, policy_name
 from sarathi_jax.scheduling.policy import Plan, Policy, View
 from sarathi_jax.scheduling.queues import RequestQueues
 from sarathi_jax.scheduling.request import Request, RequestState
@@ -113,6 +113,10 @@ class Scheduler:
     def kv_usage(self) -> float:
         """Share of the pages that requests hold, from 0 to 1."""
         return 1.0 - self.num_free_pages / self.limits.num_pages
+
+    @property
+    def policy_name(self) -> str:
+        return policy_name(self._policy)
 
     def get(self, request_id: str) -> Request | None:
         """The live request of this id, if there is one."""

@@ -12,8 +12,10 @@ from tokenizers import models as tokenizer_models
 
 from sarathi_jax.clock import VirtualClock
 from sarathi_jax.engine.engine import Engine
+from sarathi_jax.engine.flight_recorder import FlightRecorder
 from sarathi_jax.errors import EngineError
 from sarathi_jax.outputs import TokenLogprobs
+from sarathi_jax.scheduling.policy import Policy
 from sarathi_jax.scheduling.schedule import Schedule, ScheduledRow, StepResult
 from sarathi_jax.scheduling.scheduler import Scheduler
 from sarathi_jax.text.tokenizer import Tokenizer
@@ -160,12 +162,22 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture
 def make_rig() -> Callable[..., Rig]:
-    """An engine over a fake device; other options are the scheduler's."""
+    """An engine over a fake device, with a flight recorder that drops nothing; other options are the scheduler's."""
 
-    def make(*, overlap: bool = True, step_s: float = 1.0, tokenizer: Tokenizer | None = None, **options: Any) -> Rig:
+    def make(
+        *,
+        overlap: bool = True,
+        step_s: float = 1.0,
+        tokenizer: Tokenizer | None = None,
+        policy: Policy | str = "sarathi",
+        max_events: int = 10**6,
+        **options: Any,
+    ) -> Rig:
         clock = VirtualClock()
-        executor, scheduler = FakeExecutor(clock, step_s=step_s), Scheduler("sarathi", **{**SMALL, **options})
-        return Rig(Engine(scheduler, executor, clock, is_overlapped=overlap, tokenizer=tokenizer), executor, clock)
+        executor, scheduler = FakeExecutor(clock, step_s=step_s), Scheduler(policy, **{**SMALL, **options})
+        recorder = FlightRecorder(scheduler, clock, max_events=max_events, is_overlapped=overlap)
+        engine = Engine(scheduler, executor, clock, is_overlapped=overlap, tokenizer=tokenizer, recorder=recorder)
+        return Rig(engine, executor, clock)
 
     return make
 

@@ -17,6 +17,11 @@ POLICIES: dict[str, type[Policy]] = {
 }
 
 
+def policy_name(policy: Policy) -> str:
+    """The name that makes such a policy; one that has none goes by its class."""
+    return next((name for name, each in POLICIES.items() if type(policy) is each), type(policy).__name__)
+
+
 def make_policy(name: str) -> Policy:
     """Raises: ConfigError, listing the right names, if there is no such policy."""
     if name not in POLICIES:
