@@ -19,6 +19,7 @@ from sarathi_jax.clock import WallClock
 from sarathi_jax.config import EngineConfig
 from sarathi_jax.engine.step_probes import StepProber, num_rounds, plan_probes
 from sarathi_jax.errors import ConfigError
+from sarathi_jax.scheduling.limits import SchedulerLimits
 from sarathi_jax.scheduling.step_profile import StepProfile, mesh_name, write_profile
 from sarathi_jax.scheduling.step_times import StepTimeModel, fit_errors
 from sarathi_jax.scheduling.token_budget import (
@@ -33,7 +34,6 @@ from sarathi_jax.scheduling.token_budget import (
 
 if TYPE_CHECKING:
     from sarathi_jax.execution.executor import JaxExecutor
-    from sarathi_jax.llm import LLM
 
 EXAMPLES = """  sarathi-jax bench profile demo
   sarathi-jax bench profile demo --out profile.json --tbt-slo-ms 100
@@ -59,7 +59,9 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--out must be in a folder that is there, got {args.out}: make {args.out.parent} first.")
     with running_engine(config) as llm:
         start_s = time.perf_counter()
-        profile = measure(llm, config, args.repeats)
+        engine = llm.engines[0]
+        executor: JaxExecutor = engine.loop.executor  # type: ignore[assignment]
+        profile = measure(executor, engine.scheduler.limits, config, args.repeats)
         seconds = time.perf_counter() - start_s
     if args.out is not None:
         write_profile(profile, args.out)
@@ -72,20 +74,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def measure(llm: "LLM", config: EngineConfig, num_repeats: int) -> StepProfile:
-    """Of the first replica, where there are several."""
+def measure(executor: "JaxExecutor", limits: SchedulerLimits, config: EngineConfig, num_repeats: int) -> StepProfile:
+    """What steps take on an executor with nothing else to do."""
     import jax  # here, as all that comes with the engine
 
-    engine = llm.engines[0]
-    executor: JaxExecutor = engine.loop.executor  # type: ignore[assignment]
-    limits = engine.scheduler.limits
     decode_sizes, mixed_sizes = (
         tuple(sorted({each.num_tokens for each in executor.table.buckets if each.is_decode_only == is_decode_only}))
         for is_decode_only in (True, False)
     )
-    prober = StepProber(
-        executor, WallClock(), limits, num_stages=executor.num_stages, is_overlapped=engine.loop.is_overlapped
-    )
+    prober = StepProber(executor, WallClock(), limits, num_stages=executor.num_stages, is_overlapped=config.overlap)
     probes = plan_probes(decode_sizes, mixed_sizes, limits)
     with tqdm(total=len(probes) * num_rounds(num_repeats), desc="profile", unit="probe", disable=None) as bar:
         samples = prober.measure(probes, num_repeats, bar.update)

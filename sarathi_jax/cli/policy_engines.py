@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import NamedTuple
 
 from sarathi_jax.checkpoints.model_source import find_model
+from sarathi_jax.cli.bench_profile import measure
 from sarathi_jax.clock import WallClock
 from sarathi_jax.config import EngineConfig
 from sarathi_jax.engine.engine import Engine
@@ -21,6 +22,7 @@ from sarathi_jax.execution.replicas import build_replicas, start_replicas
 from sarathi_jax.scheduling.limits import SchedulerLimits
 from sarathi_jax.scheduling.policy import Policy
 from sarathi_jax.scheduling.scheduler import Scheduler
+from sarathi_jax.scheduling.step_profile import StepProfile
 
 
 class PolicyEngines(NamedTuple):
@@ -34,10 +36,9 @@ class PolicyEngines(NamedTuple):
     def vocab_size(self) -> int:
         return self.programs.geometry.vocab_size
 
-    @property
-    def mixed_sizes(self) -> list[int]:
-        """Tokens of the compiled steps that may hold chunks, ascending."""
-        return [each.num_tokens for each in self.programs.table.buckets if not each.is_decode_only]
+    def profile(self, num_repeats: int) -> StepProfile:
+        """What steps of every compiled size take; no engine may be in use."""
+        return measure(self.executor, self._limits(self.config.step_tokens), self.config, num_repeats)
 
     def budget_for(self, policy: Policy, asked: int) -> int:
         """The token budget that is asked for, or where a policy does not take it, because it never splits a prompt, that of the largest step."""

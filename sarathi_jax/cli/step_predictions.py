@@ -47,5 +47,5 @@ def prediction_report(steps: Sequence[StepPrediction]) -> dict[str, Any]:
         "num_steps": len(steps),
         "median_error": float(np.median(errors)),
         "p90_error": float(np.quantile(errors, 0.9)),
-        "median_error_of_profile": float(np.median(profiled)),
+        "median_error_without_learning": float(np.median(profiled)),
     }

@@ -10,7 +10,20 @@ from sarathi_jax.cli.main import main
 
 Report = dict[str, Any]
 # Prompts of 96 tokens, a budget of 32. A decode has 32 tokens when the first prompt arrives, 24 more when the second does, and 24 more, 80, when it ends.
-WORDS = ("--decodes", "4", "--prompts", "2", "--prompt-tokens", "96", "--token-budget", "32", "--repeats", "1")
+WORDS = (
+    "--decodes",
+    "4",
+    "--prompts",
+    "2",
+    "--prompt-tokens",
+    "96",
+    "--token-budget",
+    "32",
+    "--repeats",
+    "1",
+    "--profile-repeats",
+    "1",
+)
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +79,14 @@ def test_alternating_stalls_for_a_chunk_at_a_time(report: Report) -> None:
     assert found["max_tokens_between"] <= 32 + 5
 
 
+def test_every_step_of_every_run_was_predicted(report: Report) -> None:
+    times, policies = report["step_times"], report["policies"]
+    num_steps = {name: each["num_steps"] for name, each in policies.items()}
+    assert {name: each["num_steps"] for name, each in times["policies"].items()} == num_steps
+    assert times["all"]["num_steps"] == sum(num_steps.values())
+    assert min(each["median_error"] for each in times["policies"].values()) > 0
+
+
 def test_the_report_says_where_it_was_measured_and_the_picture_is_drawn(report: Report, picture: Path) -> None:
     assert report["versions"].keys() == {"sarathi_jax", "python", "jax", "jaxlib", "flax", "numpy"}
     assert report["machine"]["device"] == "cpu"
@@ -76,7 +97,8 @@ def test_the_report_says_where_it_was_measured_and_the_picture_is_drawn(report: 
     ("words", "text"),
     [
         (["--policies", "sarathi,fifo"], "policy='fifo' is unknown. Choose one of:"),
-        (["--repeats", "0"], "--repeats must be at least 1, got 0"),
+        (["--repeats", "0"], "--repeats must be at least 1, got 0: pass a larger number"),
+        (["--profile-repeats", "-1"], "--profile-repeats must be at least 0, got -1: pass a larger number"),
         (["--prompts", "0"], "num_prompts must be at least 1, got 0"),
         (["--max-model-len", "64"], "max_model_len=64 must hold the longest request, got one of 1508 tokens"),
         (["--prompt-tokens", "4000"], "max_model_len=4008 must be at most the model's 2048 positions"),

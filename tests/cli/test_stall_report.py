@@ -196,5 +196,5 @@ def test_predictions_of_a_profile_of_a_faster_machine_become_right() -> None:
     same = [each for each in first if each.num_tokens == first[2].num_tokens][:3]
     assert [each.predicted_s for each in same] == pytest.approx([each.taken_s / 2 for each in same])
     report = prediction_report(last)
-    assert report["median_error_of_profile"] == pytest.approx(0.5)
+    assert report["median_error_without_learning"] == pytest.approx(0.5)
     assert report["median_error"] < 0.02
