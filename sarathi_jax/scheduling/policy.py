@@ -5,11 +5,12 @@ A policy may read requests; only the scheduler changes them.
 
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from sarathi_jax.scheduling.kv_pages import KVPages
 from sarathi_jax.scheduling.limits import SchedulerLimits
 from sarathi_jax.scheduling.request import Request
+from sarathi_jax.scheduling.schedule import Schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,3 +119,27 @@ class Policy(Protocol):
         ...
 
     def plan(self, view: View) -> Plan: ...
+
+
+@runtime_checkable
+class LearningPolicy(Policy, Protocol):
+    """A policy that is also told what came of its plans. It may change what it knows here, and never in `plan`."""
+
+    def arrived(self, request: Request) -> None:
+        """A request was queued, the first of its samples if it has several. `num_expected_hit_tokens` of it is known."""
+        ...
+
+    def scheduled(self, schedule: Schedule, requests: Sequence[Request], now_s: float) -> None:
+        """A plan was carried out, and the step is to be run. requests: of its rows."""
+        ...
+
+    def completed(self, schedule: Schedule, seconds: float | None, now_s: float) -> None:
+        """A step is done; they are in the order in which they were scheduled.
+
+        seconds: since it could begin, the one before it being done; None in a pipeline, where others' time is in it.
+        """
+        ...
+
+    def lost(self) -> None:
+        """All steps in flight were given up: they complete no more."""
+        ...

@@ -18,6 +18,7 @@ import numpy as np
 from sarathi_jax.outputs import FinishReason
 from sarathi_jax.sampling_params import SamplingParams
 from sarathi_jax.scheduling.prefix_cache import Block
+from sarathi_jax.scheduling.service_levels import INTERACTIVE
 
 # More tokens than any request has.
 NEVER = 2**62
@@ -48,6 +49,7 @@ class Request:
       eos_token_ids: ids that end the output unless `sampling.ignore_eos`.
       cache_salt: requests share cached pages only with requests of the same salt.
       priority: for policies that look at it; `sarathi` does not.
+      slo_class, client: what it was promised (`scheduling.service_levels`) and who asks, for policies that look at them; `slo` does.
 
     num_tokens: prompt and output tokens, pending ones included.
     num_computed_tokens: tokens whose keys and values are written by the steps scheduled so far.
@@ -55,6 +57,7 @@ class Request:
     num_reserved_tokens: tokens that its pages hold. min_reserved_tokens: those that they had to hold from its last admission on.
     next_block_end: tokens to be computed until the prefix cache is told of another page; NEVER if it is told of none.
     num_in_flight_rows: scheduled rows whose result has not arrived.
+    num_expected_hit_tokens: that the prefix cache held when it was queued; known where the policy learns.
     samples: where a prompt has several, all of them, the *leader* first, which reads the prompt; else ().
     parked_samples: of a leader: those in no queue yet, until the prompt's pages can be shared.
     """
@@ -65,6 +68,7 @@ class Request:
         "block_chain",
         "block_table",
         "cache_salt",
+        "client",
         "eos_token_ids",
         "finish_reason",
         "finished_s",
@@ -75,6 +79,7 @@ class Request:
         "min_reserved_tokens",
         "next_block_end",
         "num_computed_tokens",
+        "num_expected_hit_tokens",
         "num_in_flight_rows",
         "num_pending_tokens",
         "num_preemptions",
@@ -94,6 +99,7 @@ class Request:
         "samples",
         "sampling",
         "seed",
+        "slo_class",
         "state",
         "stop_token_ids",
         "token_ids",
@@ -111,6 +117,8 @@ class Request:
         eos_token_ids: Collection[int] = (),
         cache_salt: str = "",
         priority: int = 0,
+        slo_class: str = INTERACTIVE,
+        client: str = "",
         sample_index: int = 0,
     ) -> None:
         self.request_id = request_id
@@ -121,6 +129,8 @@ class Request:
         self.eos_token_ids = tuple(eos_token_ids)
         self.cache_salt = cache_salt
         self.priority = priority
+        self.slo_class = slo_class
+        self.client = client
         self.sample_index = sample_index
         self.token_ids = list(prompt_token_ids)
         self.stop_token_ids = frozenset(sampling.stop_token_ids).union(() if sampling.ignore_eos else eos_token_ids)
@@ -151,6 +161,7 @@ class Request:
         self.first_scheduled_s: float | None = None
         self.first_token_s: float | None = None
         self.finished_s: float | None = None
+        self.num_expected_hit_tokens = 0
         self.num_prefix_hit_tokens = 0
         self.num_preemptions = 0
         self.num_prompt_logprobs = 0
@@ -203,6 +214,8 @@ class Request:
             eos_token_ids=self.eos_token_ids,
             cache_salt=self.cache_salt,
             priority=self.priority,
+            slo_class=self.slo_class,
+            client=self.client,
             sample_index=index,
         )
 

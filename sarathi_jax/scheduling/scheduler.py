@@ -11,21 +11,22 @@ A device runs steps in the order of their schedules. So the pages and the slot o
 whoever gets them writes after that row. Only the prefix cache has to wait: it learns of a page when the step that filled it has completed.
 """
 
-from collections import deque
 from collections.abc import Container, Sequence, Set
-from itertools import islice, repeat
+from itertools import repeat
 
 from sarathi_jax.errors import RequestError
 from sarathi_jax.outputs import FinishReason, TokenLogprobs
 from sarathi_jax.scheduling.admission import check_request
 from sarathi_jax.scheduling.integrity import check_scheduler
 from sarathi_jax.scheduling.kv_pages import KVPages
+from sarathi_jax.scheduling.lessons import Lessons
 from sarathi_jax.scheduling.limits import SchedulerLimits
 from sarathi_jax.scheduling.policies import make_policy, policy_name
 from sarathi_jax.scheduling.policy import Plan, Policy, View
 from sarathi_jax.scheduling.queues import RequestQueues
 from sarathi_jax.scheduling.request import Request, RequestState
 from sarathi_jax.scheduling.schedule import Schedule, ScheduledRow, StepResult
+from sarathi_jax.scheduling.steps_in_flight import StepsInFlight
 from sarathi_jax.scheduling.token_output import TokenOutput
 
 # Places in a row, for the loop over all rows of a step: by number they are found in half the time.
@@ -73,12 +74,12 @@ class Scheduler:
             num_microbatches=num_microbatches,
         )
         self.kv_pages = KVPages(num_pages, page_size, provenance, is_prefix_caching)
-        self._policy = make_policy(policy) if isinstance(policy, str) else policy
-        self._policy.check(self.limits)
+        self.policy = make_policy(policy) if isinstance(policy, str) else policy
+        self.policy.check(self.limits)
         self._queues = RequestQueues(max_num_seqs, do_slots_rest=num_microbatches > 1)
         self._groups: dict[str, tuple[Request, ...]] = {}
-        self._in_flight: deque[tuple[Schedule, Sequence[Request]]] = deque()
-        self._lost_steps: set[int] = set()
+        self._lessons = Lessons(self.policy, self.kv_pages, has_times=num_microbatches == 1)
+        self._in_flight = StepsInFlight()
         self._newly_preempted: list[str] = []
         self._num_steps = 0
         self._last_forced_step = -1
@@ -116,7 +117,7 @@ class Scheduler:
 
     @property
     def policy_name(self) -> str:
-        return policy_name(self._policy)
+        return policy_name(self.policy)
 
     def get(self, request_id: str) -> Request | None:
         """The live request of this id, if there is one."""
@@ -155,6 +156,7 @@ class Scheduler:
         self._queues.arrive(samples)
         if request.samples:
             self._groups[request.request_id] = request.samples
+        self._lessons.arrived(request)
         return samples
 
     def abort(self, request_id: str, now_s: float = 0.0) -> list[Request]:
@@ -186,7 +188,7 @@ class Scheduler:
         """Plan the next step and carry the plan out on the host. Returns: what to run, or None if nothing can run now."""
         self._force_preemption()
         view = self.view(now_s)
-        plan = self._policy.plan(view)
+        plan = self.policy.plan(view)
         for request in plan.preempted:
             self._preempt(request)
         self._admit(plan, view, now_s)
@@ -205,7 +207,9 @@ class Scheduler:
         schedule = Schedule(self._num_steps, rows, num_tokens, len(one_token), tuple(self._newly_preempted))
         self._num_steps += 1
         self._newly_preempted.clear()
-        self._in_flight.append((schedule, [request for request, _ in chunks]))
+        requests = [request for request, _ in chunks]
+        self._in_flight.add(schedule, requests)
+        self._lessons.scheduled(schedule, requests, now_s)
         return schedule
 
     def complete(self, schedule: Schedule, result: StepResult, now_s: float) -> list[TokenOutput]:
@@ -213,14 +217,11 @@ class Scheduler:
 
         Rows of requests that have ended meanwhile are dropped. A step that `fail_step` gave up brings nothing.
         """
-        if schedule.step in self._lost_steps:
-            self._lost_steps.remove(schedule.step)
+        if self._in_flight.was_lost(schedule):
             return []
-        assert self._in_flight and self._in_flight[0][0] is schedule, (
-            f"step {schedule.step} is not the oldest one in flight: results are taken once, in order"
-        )
         assert len(result.token_ids) == len(schedule.rows), f"step {schedule.step} must bring a token id a row"
-        _, requests = self._in_flight.popleft()
+        requests = self._in_flight.land(schedule)
+        self._lessons.completed(schedule, now_s)
         outputs = self._end_failed(requests, schedule, result, now_s)
         finished, new_output, nothing = RequestState.FINISHED, tuple.__new__, repeat(None)
         logprobs_of, prompt_logprobs_of = result.logprobs or nothing, result.prompt_logprobs or nothing
@@ -256,16 +257,10 @@ class Scheduler:
 
         They keep their tokens and wait in their order, before all others. Returns: False if an earlier failure had given this step up already.
         """
-        if schedule.step in self._lost_steps:
-            self._lost_steps.remove(schedule.step)
+        if self._in_flight.was_lost(schedule):
             return False
-        assert any(schedule is flying for flying, _ in self._in_flight), f"step {schedule.step} is not in flight"
-        for flying, requests in self._in_flight:
-            if flying is not schedule:
-                self._lost_steps.add(flying.step)
-            for request in requests:
-                request.forget_pending()
-        self._in_flight.clear()
+        self._in_flight.give_up(schedule)
+        self._lessons.lost()
         for request in self._queues.running[::-1]:
             self._queues.stop(request)
             self.kv_pages.release(request)
@@ -278,9 +273,7 @@ class Scheduler:
     def _under_way(self) -> Set[Request]:
         """Requests of the newest steps in flight, one fewer than there are stages: whoever was in the step before those has its token when the next one starts."""
         newest = self.limits.num_microbatches - 1
-        if not newest:
-            return frozenset()
-        return {request for _, requests in islice(reversed(self._in_flight), newest) for request in requests}
+        return self._in_flight.newest(newest) if newest else frozenset()
 
     def _admit(self, plan: Plan, view: View, now_s: float) -> None:
         """Start waiting requests. Found pages are all claimed before any page is allocated, so that none is evicted meanwhile."""
@@ -390,7 +383,7 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Raises: AssertionError, with a sentence, if any two records of the same thing disagree."""
-        check_scheduler(self._queues, self.kv_pages, [requests for _, requests in self._in_flight])
+        check_scheduler(self._queues, self.kv_pages, self._in_flight.requests)
 
 
 def _new_prompt_logprobs(request: Request, row: ScheduledRow, given: list[TokenLogprobs]) -> list[TokenLogprobs] | None:

@@ -77,8 +77,9 @@ def test_defect_4_blocking_by_the_head_can_be_switched_off(
     is_blocking: bool, expected: set[str], policy: str, make_request: Make, make_stepper: Make
 ) -> None:
     """60 tokens are asked of a step; after "a" and "big" there are not so many, and where prompts may be split no pages either."""
-    requests = [make_request("a", 20), make_request("big", [9] * 40), make_request("small", [8] * 2)]
-    num_pages = 14 if policy in ("sarathi", "alternating") else 64
+    prompts = {"a": 20, "big": [9] * 40, "small": [8] * 2}
+    requests = [make_request(name, prompt, arrival_s=float(at)) for at, (name, prompt) in enumerate(prompts.items())]
+    num_pages = 14 if policy in ("sarathi", "slo", "alternating") else 64
     options = {**AMPLE, "token_budget": 56, "num_pages": num_pages, "is_head_of_line_blocking": is_blocking}
     assert {row.request_id for row in make_stepper(*requests, policy=policy, **options).step()[0].rows} == expected
 

@@ -70,6 +70,8 @@ ALTERNATING = """
 """
 WHOLE, CHUNKED = 64 + 8, 16
 FIGURE_7 = {
+    # A step of 16 tokens is far within the goal; and C, though longer than what is typical, was first.
+    "slo": (CHUNKED, SARATHI),
     "sarathi": (CHUNKED, SARATHI),
     "vllm": (WHOLE, VLLM),
     "orca": (WHOLE, ORCA),
@@ -107,4 +109,4 @@ def test_f5_figure_7_of_hybrid_batches_without_chunks(make_stepper: Make, make_r
 
 
 def test_f5_every_baseline_of_the_paper_is_in_the_figure() -> None:
-    assert {"sarathi", "vllm", "orca", "request_level", "alternating"} == FIGURE_7.keys() <= POLICIES.keys()
+    assert {"sarathi", "vllm", "orca", "request_level", "alternating"} < FIGURE_7.keys() == POLICIES.keys()

@@ -5,6 +5,7 @@ from sarathi_jax.scheduling.policies.alternating import AlternatingPolicy
 from sarathi_jax.scheduling.policies.orca import OrcaPolicy
 from sarathi_jax.scheduling.policies.request_level import RequestLevelPolicy
 from sarathi_jax.scheduling.policies.sarathi import SarathiPolicy
+from sarathi_jax.scheduling.policies.slo import SloPolicy
 from sarathi_jax.scheduling.policies.vllm import VllmPolicy
 from sarathi_jax.scheduling.policy import Policy
 
@@ -14,6 +15,7 @@ POLICIES: dict[str, type[Policy]] = {
     "orca": OrcaPolicy,
     "request_level": RequestLevelPolicy,
     "alternating": AlternatingPolicy,
+    "slo": SloPolicy,
 }
 
 

@@ -15,14 +15,26 @@ class PlanRound:
     does_split_prompts: whether a prompt may be read over several steps. If not, a waiting request comes in only where the budget holds all that it has.
     does_reserve_max_len: whether an admitted request takes the pages of the longest request there may be, so that it never asks for more; admissions then
       need no watermark.
+    victims: running requests that lose their pages whatever else is planned.
     """
 
-    def __init__(self, view: View, *, does_split_prompts: bool = True, does_reserve_max_len: bool = False) -> None:
+    def __init__(
+        self,
+        view: View,
+        *,
+        does_split_prompts: bool = True,
+        does_reserve_max_len: bool = False,
+        victims: Sequence[Request] = (),
+    ) -> None:
         self._view = view
         self._limits = limits = view.limits
         self._pages = view.ledger()
+        self._victims = victims
+        self._running = [each for each in view.running if each not in victims] if victims else view.running
+        for victim in victims:
+            self._pages.release(victim)
         self._num_tokens_left = limits.token_budget
-        self._num_kept = len(view.running)
+        self._num_kept = len(self._running)
         self._num_free_slots = view.num_free_slots
         self._num_partial_prefills = 0
         self._does_split_prompts = does_split_prompts
@@ -37,13 +49,30 @@ class PlanRound:
         """Whether the step has no chunk yet."""
         return not self._chunks
 
+    @property
+    def decodes(self) -> list[Request]:
+        """Those that were added; before anything else is."""
+        return [request for request, _ in self._chunks]
+
+    @property
+    def may_admit(self) -> bool:
+        """Whether anybody may come in: nobody has to go, and there are a slot and a page. Whoever just lost its pages is first in the queue; letting anyone in now
+        would undo the preemption."""
+        return self._num_kept == len(self._view.running) and self._num_free_slots > 0 and self._pages.num_available > 0
+
+    def limit_tokens(self, num_tokens: int) -> None:
+        """Let the step hold at most so many tokens, those included that it has already."""
+        self._num_tokens_left = min(self._num_tokens_left, num_tokens - len(self._chunks))
+
     def plan(self) -> Plan:
-        preempted = self._view.running[self._num_kept :][::-1]
+        preempted = self._running[self._num_kept :][::-1]
+        if self._victims:
+            preempted = sorted((*preempted, *self._victims), key=lambda request: request.order, reverse=True)
         return Plan(self._chunks, self._admitted, preempted, self._num_reserved_tokens, self._has_prefill)
 
     def add_decodes(self) -> list[Request]:
         """One token for every decode. Returns: running requests that still read their prompt."""
-        running, prefilling, under_way = self._view.running, [], self._view.under_way
+        running, prefilling, under_way = self._running, [], self._view.under_way
         chunks, max_decodes = self._chunks, self._max_decodes()
         for index, request in enumerate(running):
             if index >= self._num_kept:
@@ -64,7 +93,7 @@ class PlanRound:
         num_microbatches, budget = self._limits.num_microbatches, self._limits.token_budget
         if num_microbatches == 1:
             return budget
-        num_decodes = sum(not each.is_prefilling and each.num_remaining_tokens > 0 for each in self._view.running)
+        num_decodes = sum(not each.is_prefilling and each.num_remaining_tokens > 0 for each in self._running)
         return min(-(-num_decodes // num_microbatches), budget)
 
     def _found_page(self, running: Sequence[Request], index: int) -> bool:
@@ -81,9 +110,7 @@ class PlanRound:
         """Running requests that still read their prompt, and are in no microbatch under way."""
         under_way = self._view.under_way
         return [
-            request
-            for request in self._view.running[: self._num_kept]
-            if request.is_prefilling and request not in under_way
+            request for request in self._running[: self._num_kept] if request.is_prefilling and request not in under_way
         ]
 
     def add_partial_prefills(self, prefilling: Iterable[Request]) -> None:
@@ -93,8 +120,7 @@ class PlanRound:
 
     def add_waiting(self, waiting: Iterable[Request]) -> None:
         """Admit requests, in this order, while budget, slots and pages last. With the budget gone no older prefill can be behind a newer one."""
-        # Whoever just lost its pages comes first in the queue; letting anyone in now would undo the preemption.
-        if self._num_kept < len(self._view.running):
+        if not self.may_admit:
             return
         for request in waiting:
             if self._num_tokens_left <= 0 or len(self._admitted) >= self._num_free_slots:

@@ -16,6 +16,7 @@ from sarathi_jax.scheduling.request import Request, RequestState
 from sarathi_jax.scheduling.schedule import Schedule, ScheduledRow, StepResult
 from sarathi_jax.scheduling.scheduler import Scheduler
 
+STEP_S = 1e-3
 VOCAB_SIZE, EOS, POISON = 50, 2, -1
 MAX_MODEL_LEN = 48
 
@@ -94,13 +95,14 @@ class World:
         self.last_admitted = (0, 0)
         self.has_failed = False
         self.oldest: tuple[object, int] = (None, 0)
+        self.now_s = 0.0
 
     def add(self, prompt: list[int], max_tokens: int, num_samples: int, salt: str, min_tokens: int) -> None:
         sampling = SamplingParams(max_tokens=max_tokens, n=num_samples, min_tokens=min(min_tokens, max_tokens))
         self.num_added += 1
         name = str(self.num_added)
         request = Request(
-            name, prompt, sampling, arrival_s=0.0, seed=7 * self.num_added, max_tokens=max_tokens,
+            name, prompt, sampling, arrival_s=self.now_s, seed=7 * self.num_added, max_tokens=max_tokens,
             eos_token_ids=(EOS,), cache_salt=salt,
         )  # fmt: skip
         page_size, num_pages = self.options["page_size"], self.options["num_pages"]
@@ -113,19 +115,21 @@ class World:
             self.device.salts[sample.request_id] = salt if self.options["is_prefix_caching"] else name
 
     def schedule(self) -> Schedule | None:
-        running = self.scheduler.view(0.0).running
+        self.now_s += STEP_S
+        running = self.scheduler.view(self.now_s).running
+        oldest = running[0].request_id if running else None
         decoding = {
             request.request_id for request in running if not request.is_prefilling and request.num_remaining_tokens
         }
         reading = {request.request_id for request in running if request.is_prefilling}
         grown = {request.request_id for request in running if request.num_computed_tokens > request.num_prefill_tokens}
         before = {request.request_id: request.num_preemptions for request in self.live.values()}
-        schedule = self.scheduler.schedule(0.0)
+        schedule = self.scheduler.schedule(self.now_s)
         preempted = {name for name, number in before.items() if self.live[name].num_preemptions > number}
         rows = {} if schedule is None else {row.request_id: row for row in schedule.rows}
         self._check_decodes(decoding, preempted, set(rows))
         if self.options["preempt_every_steps"] is None:
-            self._check_victims(preempted, rows)
+            self._check_victims(preempted, rows, oldest)
         if schedule is None:
             assert self.in_flight or not self.scheduler.has_unfinished, "nothing runs and something could (I-19)"
         else:
@@ -148,7 +152,7 @@ class World:
         bad = {index for index in poisoned or () if index < len(schedule.rows)}
         token_ids = self.device.run(schedule, bad)
         is_finite = [index not in bad for index in range(len(token_ids))]
-        for output in self.scheduler.complete(schedule, StepResult(token_ids, is_finite), 0.0):
+        for output in self.scheduler.complete(schedule, StepResult(token_ids, is_finite), self.now_s):
             request = self.live[output.request.request_id]  # I-30: nothing comes after the end
             if output.token_id is not None:
                 salt = self.device.salts[request.request_id]
@@ -241,7 +245,7 @@ class World:
                 orders.append(request.order)
             self.num_scheduled[row.request_id] += row.num_tokens
         first_samples = sorted(order for order in orders if order[1] == 0)
-        if self.options["is_head_of_line_blocking"] and first_samples:
+        if self.claims.is_by_arrival and self.options["is_head_of_line_blocking"] and first_samples:
             assert self.last_admitted < first_samples[0], "a request was admitted before an older one (I-20)"
             self.last_admitted = first_samples[-1]
         self._check_progress()
@@ -273,12 +277,14 @@ class World:
         assert self.claims.is_hybrid or len(prompts) in (0, len(schedule.rows)), "prompts and decodes are in one step"
         assert not self.claims.is_whole or all(row.does_sample for row in schedule.rows), "a prompt is split"
 
-    def _check_victims(self, preempted: set[str], rows: dict[str, ScheduledRow]) -> None:
-        """The youngest go, and nobody is let in for them (I-21)."""
+    def _check_victims(self, preempted: set[str], rows: dict[str, ScheduledRow], oldest: str | None) -> None:
+        """The youngest go, or at least not the oldest, and nobody is let in for them (I-21)."""
         if preempted:
             assert not self.claims.is_reserving, "who has all pages there may ever be needed is preempted"
             stayed = [request.order for request in self.scheduler.view(0.0).running]
-            assert max(stayed, default=(0, 0)) < min(self.live[name].order for name in preempted)
+            if self.claims.is_by_arrival:
+                assert max(stayed, default=(0, 0)) < min(self.live[name].order for name in preempted)
+            assert oldest not in preempted or not stayed
             assert not any(row.is_first for row in rows.values())
             front = [request.request_id for request in self.scheduler.view(0.0).waiting][: len(preempted)]
             assert front == sorted(preempted, key=lambda name: self.live[name].order)
@@ -286,12 +292,16 @@ class World:
     def _check_head(self, schedule: Schedule) -> None:
         """What could have been admitted even with nothing cached was (I-19)."""
         limits = self.scheduler.limits
-        head = next(iter(self.scheduler.view(0.0).waiting), None)
-        if head is None or head.num_in_flight_rows or limits.max_num_partial_prefills is not None:
+        view = self.scheduler.view(self.now_s)
+        # Whose turn it is where it does not go by arrival is not known here: the longest fits no sooner than it.
+        heads = list(view.waiting)[: 1 if self.claims.is_by_arrival else None]
+        if any(each.num_in_flight_rows for each in heads) or limits.max_num_partial_prefills is not None or not heads:
             return
-        view = self.scheduler.view(0.0)
+        head = max(heads, key=lambda each: each.num_tokens)
         if not view.was_prefill and (self.claims.has_turns or self.claims.is_closed):
             return
+        if self.claims.is_closed and any((each.first_scheduled_s or 0.0) < head.arrival_s for each in view.running):
+            return  # it came when the batch had begun
         num_taken = schedule.num_tokens if view.was_prefill or self.claims.is_hybrid else 0
         if num_taken + (head.num_tokens if self.claims.is_whole else 1) <= limits.token_budget and view.num_free_slots:
             num_pages = limits.num_pages_for(head.num_tokens) + limits.num_watermark_pages

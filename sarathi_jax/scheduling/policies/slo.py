@@ -1,0 +1,297 @@
+"""Stall-free batching whose budget is time: each step holds every decode, and as much of prompts as fits before the first token is due.
+
+Nothing is to be tuned. What a step takes is predicted by `step_times`, which learns while it runs. After FairBatching (arXiv 2510.14392: a time budget and token
+deadlines), Niyama (arXiv 2503.22562: classes, relegation) and Medha (arXiv 2409.17264: slack in proportion to length):
+
+    budget      the largest bucket whose predicted time is within MARGIN of what the tightest decode may still take, or within less where the slowest of a
+                hundred steps take longer than said; the largest there is if nobody decodes
+    order       prompts by least slack: a first token is due at the class's TTFT SLO, or without one after STRETCH times what the prompt alone would take. The
+                latter is cut off at CUT_OFF typical prompts: so nobody is overtaken by those who came much later, which bounds starvation
+    relegation  a prompt that can't keep its TTFT SLO any more lets pass those that can, until it has waited PATIENCE times its SLO
+    pipelines   microbatches have to be alike, since bubbles cost more than launches: the smallest bucket that is nearly as efficient as the largest, or a larger
+                one where prompts fill it in all microbatches, and few slots are taken (long steps make requests stay, and a full house ends prompts)
+    pages       decodes that find none take them from whom it costs least: prompts before outputs, outputs with slack before others
+"""
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from itertools import chain, islice, takewhile
+from typing import NamedTuple
+
+from sarathi_jax.config import TOKEN_TILE
+from sarathi_jax.errors import ConfigError
+from sarathi_jax.scheduling.fairness import ClientShares
+from sarathi_jax.scheduling.limits import SchedulerLimits
+from sarathi_jax.scheduling.policies.plan_round import PlanRound
+from sarathi_jax.scheduling.policies.victims import cheapest_victims
+from sarathi_jax.scheduling.policy import Plan, View
+from sarathi_jax.scheduling.request import Request
+from sarathi_jax.scheduling.schedule import Schedule
+from sarathi_jax.scheduling.service_levels import INTERACTIVE, ServiceLevel, service_levels
+from sarathi_jax.scheduling.step_tail import StepTail
+from sarathi_jax.scheduling.step_times import StepLoad, StepTimeModel, load_of
+
+MARGIN = 0.9
+STRETCH = 10.0
+CUT_OFF = 1.0
+PATIENCE = 10.0
+# Of a pipeline's bucket: time a token, over that of the largest one; how many times prompts have to fill a larger one in all microbatches; share of the slots.
+EFFICIENT = 1.08
+FILLED = 2.0
+ROOMY = 0.6
+# Waiting requests that are looked at: those behind them wait until they are among the oldest.
+LOOKAHEAD = 256
+MAX_CARRIED = 4  # TBT SLOs that one step may take of a slack that was earned
+LENGTH_RATE = 0.02  # how fast the typical prompt follows those that come
+
+type Key = Callable[[Request], tuple[int, float, bool, float, tuple[int, int]]]
+
+
+class StepAhead(NamedTuple):
+    """A step in flight, as it was predicted."""
+
+    load: StepLoad
+    seconds: float
+    scheduled_s: float
+
+
+class SloPolicy:
+    """Args:
+
+    times: predicts steps, and learns from them: of this policy alone.
+    levels: what each class of requests was promised; a class that is not there counts as `interactive`, which has to be.
+    sizes: tokens of the mixed buckets that are compiled, ascending; (): every tile up to the budget.
+    is_fair: whether clients that were served less come first.
+
+    Raises: ConfigError from the constructor if `interactive` is missing.
+    """
+
+    def __init__(
+        self,
+        times: StepTimeModel | None = None,
+        levels: Mapping[str, ServiceLevel] | None = None,
+        *,
+        sizes: Sequence[int] = (),
+        is_fair: bool = False,
+    ) -> None:
+        self.times = StepTimeModel.guess() if times is None else times
+        self.levels = service_levels(0.1) if levels is None else dict(levels)
+        if INTERACTIVE not in self.levels:
+            raise ConfigError(
+                f"levels must have {INTERACTIVE!r}, which requests are unless they say otherwise, got {', '.join(self.levels) or 'none'}: add it."
+            )
+        self.tail = StepTail()
+        self._sizes = tuple(sizes)
+        self._shares = ClientShares() if is_fair else None
+        self._typical_tokens = 0.0
+        self._ahead: deque[StepAhead] = deque()
+        self._completed_s = float("-inf")
+
+    def check(self, limits: SchedulerLimits) -> None:
+        """Any limits will do."""
+
+    def plan(self, view: View) -> Plan:
+        plan = PlanRound(view, victims=cheapest_victims(view, self._rank))
+        prefilling = plan.add_decodes()
+        waiting = self._waiting(view) if plan.may_admit and not _fill_any_step(prefilling, view.limits) else []
+        if prefilling or waiting:
+            key = self._key(view)
+            prefilling.sort(key=key)
+            waiting.sort(key=key)
+            plan.limit_tokens(self._budget(view, plan.decodes, prefilling, waiting))
+            plan.add_partial_prefills(prefilling)
+            plan.add_waiting(waiting)
+        return plan.plan()
+
+    # ---- what it learns
+
+    def arrived(self, request: Request) -> None:
+        num_tokens = request.num_prompt_tokens - request.num_expected_hit_tokens
+        self._typical_tokens += (num_tokens - self._typical_tokens) * (LENGTH_RATE if self._typical_tokens else 1.0)
+        if self._shares is not None:
+            self._shares.arrived(request)
+
+    def scheduled(self, schedule: Schedule, requests: Sequence[Request], now_s: float) -> None:
+        load = load_of(schedule)
+        self._ahead.append(StepAhead(load, self.times.seconds(load), now_s))
+        if self._shares is not None:
+            self._shares.scheduled(schedule, requests)
+
+    def completed(self, schedule: Schedule, seconds: float | None, now_s: float) -> None:
+        load, predicted_s, _ = self._ahead.popleft()
+        self._completed_s = now_s
+        if seconds is not None:
+            self.times.observe(load, seconds)
+            if not load.is_decode_only:
+                self.tail.observe(seconds, predicted_s)
+
+    def lost(self) -> None:
+        self._ahead.clear()
+
+    # ---- order
+
+    def _waiting(self, view: View) -> list[Request]:
+        """Those who may be admitted: the first of the queue, or of every client's."""
+        if self._shares is None:
+            return list(islice(view.waiting, LOOKAHEAD))
+        resumed = takewhile(lambda each: each.first_scheduled_s is not None or each.sample_index > 0, view.waiting)
+        return [*islice(resumed, LOOKAHEAD), *self._shares.waiting(LOOKAHEAD)]
+
+    def _key(self, view: View) -> Key:
+        """What prompts are sorted by: who is in the middle of its output, the client's share, who was relegated, slack, arrival."""
+        levels, shares, now_s = self.levels, self._shares, view.now_s
+        token_s = self._token_s(view.limits)
+        stretch_s, cut_off = STRETCH * token_s, CUT_OFF * self._typical_tokens
+        default = levels[INTERACTIVE]
+
+        def key(request: Request) -> tuple[int, float, bool, float, tuple[int, int]]:
+            if request.first_token_s is not None or (request.samples and request.samples[0].first_token_s is not None):
+                return (
+                    0,
+                    0.0,
+                    False,
+                    request.arrival_s,
+                    request.order,
+                )  # its next token is late already, or little is missing to its first
+            share = 0.0 if shares is None else shares.served(request.client)
+            num_left = request.num_tokens - max(request.num_computed_tokens, request.num_expected_hit_tokens)
+            ttft_slo_s = levels.get(request.slo_class, default).ttft_slo_s
+            if ttft_slo_s is None:
+                return 1, share, False, request.arrival_s + stretch_s * min(num_left, cut_off), request.order
+            start_by_s = request.arrival_s + ttft_slo_s - token_s * num_left
+            is_relegated = start_by_s < now_s < request.arrival_s + PATIENCE * ttft_slo_s
+            return 1, share, is_relegated, start_by_s, request.order
+
+        return key
+
+    def _token_s(self, limits: SchedulerLimits) -> float:
+        """What a token of a prompt takes in a large step, as many being under way as there are stages."""
+        size = limits.token_budget
+        return self.times.seconds(StepLoad(size, 1, 0, 0, size * size / 2)) / size / limits.num_microbatches
+
+    # ---- budget
+
+    def _budget(self, view: View, decodes: Sequence[Request], *prompts: Sequence[Request]) -> int:
+        """Tokens of this step. prompts: in the order in which they are given them."""
+        limits = view.limits
+        sizes, num_microbatches = step_sizes(self._sizes, limits.token_budget), limits.num_microbatches
+        if num_microbatches > 1:
+            sizes = self._balanced_sizes(view, sizes, prompts[-1])
+        elif not decodes:
+            return sizes[-1]
+        limit_s = self._limit_s(view, decodes)
+        context = sum([request.num_computed_tokens for request in decodes]) + len(decodes)
+        low = next((place for place, size in enumerate(sizes) if size > len(decodes)), len(sizes) - 1)
+        high = len(sizes) - 1
+        chunks = _chunks(view, prompts, sizes[-1] - len(decodes))
+        while low < high:  # the largest that keeps the limit; the smallest with room for a prompt in any case
+            middle = (low + high + 1) // 2
+            load = _load(sizes[middle], len(decodes), context, chunks)
+            if self.times.seconds(load) <= limit_s:
+                low = middle
+            else:
+                high = middle - 1
+        return sizes[low]
+
+    def _limit_s(self, view: View, decodes: Sequence[Request]) -> float:
+        """What the step may be predicted to take."""
+        num_microbatches = view.limits.num_microbatches
+        if num_microbatches == 1:
+            return min(MARGIN, 1 / self.tail.ratio) * self._allowed_s(decodes, self._start_s(view.now_s))
+        # After a short microbatch, a long one waits for another long one: its tokens come (stages + 1) of its stage times after the last ones. And the decodes of
+        # other microbatches wait for a stage of this one, which their share of the time has room for.
+        running = [request for request in view.running if not request.is_prefilling]
+        limit_s = self._allowed_s(decodes, view.now_s) * num_microbatches / (num_microbatches + 1)
+        return min(limit_s, self._allowed_s(running, view.now_s))
+
+    def _start_s(self, now_s: float) -> float:
+        """When the step that is planned now can begin: those in flight are before it."""
+        free_s = self._completed_s
+        for step in self._ahead:
+            free_s = max(free_s, step.scheduled_s) + step.seconds
+        return max(free_s, now_s)
+
+    def _allowed_s(self, decodes: Sequence[Request], start_s: float) -> float:
+        """How long the step may take for the decode that is due first."""
+        default = self.levels[INTERACTIVE]
+        levels = {name: self.levels.get(name, default) for name in {request.slo_class for request in decodes}}
+        allowed_s = min((each.tbt_slo_s for each in levels.values() if not each.carries_slack), default=float("inf"))
+        if any(each.carries_slack for each in levels.values()):
+            for request in decodes:
+                level = levels[request.slo_class]
+                if level.carries_slack:
+                    allowed_s = min(allowed_s, _carried_s(request, level.tbt_slo_s, start_s))
+        return allowed_s
+
+    def _balanced_sizes(self, view: View, sizes: Sequence[int], waiting: Sequence[Request]) -> Sequence[int]:
+        """Up to the one that costs hardly more a token than the largest, or while slots are left the largest that prompts fill in all microbatches."""
+        costs = [self.times.seconds(StepLoad(size, 1, 0, 0, 0.0)) / size for size in sizes]
+        # `default`: times that are no numbers compare with nothing.
+        efficient = next((each for each, cost in zip(sizes, costs, strict=True) if cost <= EFFICIENT * costs[-1]), 0)
+        is_roomy = len(view.running) <= ROOMY * view.limits.max_num_seqs
+        reading = (request for request in view.running if request.is_prefilling)
+        lengths = [request.num_tokens - request.num_computed_tokens for request in (*reading, *waiting)]
+        num_filled = FILLED * view.limits.num_microbatches
+        balanced = [
+            size
+            for size in sizes
+            if size <= efficient or (is_roomy and sum(min(length, size) for length in lengths) >= num_filled * size)
+        ]
+        return balanced or sizes[:1]
+
+    # ---- pages
+
+    def _rank(self, request: Request) -> int:
+        """Who would be missed if it lost its pages: nobody's reader yet, one who is ahead, or one who waits for every token."""
+        if request.first_token_s is None:
+            return 0
+        return 1 if self.levels.get(request.slo_class, self.levels[INTERACTIVE]).carries_slack else 2
+
+
+@lru_cache(maxsize=64)
+def step_sizes(sizes: tuple[int, ...], token_budget: int) -> Sequence[int]:
+    """Tokens that a step with prompts may hold, ascending: the compiled sizes or whole tiles below the budget, and the budget."""
+    return *(size for size in sizes or range(TOKEN_TILE, token_budget, TOKEN_TILE) if size < token_budget), token_budget
+
+
+def _fill_any_step(prefilling: Sequence[Request], limits: SchedulerLimits) -> bool:
+    """Whether these prompts leave nothing of a step for others, so that nobody has to look at the queue. In a pipeline the queue says how large a step is to be."""
+    most = limits.long_prefill_token_threshold or limits.token_budget
+    num_tokens = sum([min(request.num_tokens - request.num_computed_tokens, most) for request in prefilling])
+    return num_tokens >= limits.token_budget and limits.num_microbatches == 1
+
+
+def _chunks(view: View, prompts: Sequence[Sequence[Request]], num_tokens: int) -> list[tuple[int, int]]:
+    """Tokens before and tokens of each chunk that the largest step would hold of prompts, in their order."""
+    chunks: list[tuple[int, int]] = []
+    for request in chain.from_iterable(prompts):
+        start = request.num_computed_tokens
+        if not request.block_table.size:  # it waits: what it would find counts as computed
+            start = len(view.find_prefix(request)) * view.limits.page_size
+        chunks.append((start, request.num_tokens - start))
+        num_tokens -= request.num_tokens - start
+        if num_tokens <= 0:
+            break
+    return chunks
+
+
+def _load(size: int, num_decodes: int, context: int, chunks: Sequence[tuple[int, int]]) -> StepLoad:
+    """What a step of this size would hold."""
+    num_left, num_rows, num_pairs = size - num_decodes, num_decodes, 0.0
+    for start, length in chunks:
+        if num_left <= 0:
+            break
+        num_tokens = length if length < num_left else num_left
+        num_pairs += num_tokens * (start + num_tokens / 2)
+        num_left -= num_tokens
+        num_rows += 1
+    return StepLoad(size - num_left, num_rows, num_decodes, context, num_pairs)
+
+
+def _carried_s(request: Request, tbt_slo_s: float, start_s: float) -> float:
+    """Until the token of this step is due, if tokens are due at even times from the first one on; at least one TBT SLO, as nothing is to be stalled for it."""
+    if request.first_token_s is None:
+        return tbt_slo_s
+    due_s = request.first_token_s + tbt_slo_s * (request.num_tokens - request.num_prompt_tokens)
+    return min(max(due_s - start_s, tbt_slo_s), MAX_CARRIED * tbt_slo_s)
