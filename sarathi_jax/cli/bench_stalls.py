@@ -1,40 +1,38 @@
 """Show which scheduling policies stall: decodes go on steadily while long prompts arrive, under one policy after the other, on the same compiled steps.
 
 Counts the steps that leave out a running decode, and times how long decodes wait for their next tokens. --token-budget is that of policies that split prompts;
-the others get one that holds the longest request. Step times are measured first, and then each step's is predicted before it is learned from. Prompts are random token ids, and outputs go on past the end of sequence.
+`slo` chooses for itself, and the others get one that holds the longest request. Step times are measured first, and then each step's is predicted before it is
+learned from. Prompts are random token ids, and outputs go on past the end of sequence.
 """
 
 import argparse
 import json
 import os
 import platform
-import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from sarathi_jax import __version__
 from sarathi_jax.cli.doctor import installed_version
 from sarathi_jax.cli.model_options import add_model_arguments, engine_config
 from sarathi_jax.cli.options import Parser, UsageError
+from sarathi_jax.cli.stall_comparison import Comparison, Contest, compare
 from sarathi_jax.cli.stall_plot import plot_stalls
-from sarathi_jax.cli.stall_report import StallReport, middle_of, report_of, table
-from sarathi_jax.cli.stall_run import StallLoad, StallRun, run_stall_load
-from sarathi_jax.cli.step_predictions import StepPrediction, predict, prediction_report
+from sarathi_jax.cli.stall_report import table
+from sarathi_jax.cli.stall_run import StallLoad
+from sarathi_jax.cli.step_predictions import prediction_report
 from sarathi_jax.cli.timeline import check_plotting
 from sarathi_jax.config import EngineConfig
 from sarathi_jax.errors import ConfigError
 from sarathi_jax.execution.buckets import BucketTable, Variant
 from sarathi_jax.scheduling.policies import POLICIES, make_policy
-from sarathi_jax.scheduling.step_times import FitErrors, StepTimeModel, fit_errors
 
 EXAMPLES = """  sarathi-jax bench stalls
   sarathi-jax bench stalls demo --policies sarathi,vllm --prompts 8 --plot stalls.png
   sarathi-jax bench stalls demo --decodes 16 --prompt-tokens 1000 --token-budget 128 --json"""
 # Options of the engine that the command chooses itself, or has one of its own for.
 SKIPPED = ("policy", "token_budget", "max_num_seqs", "tbt_slo_ms", "profile")
-WARM_UP = StallLoad(num_decodes=2, num_prompts=1, prompt_tokens=8, tokens_between=2, num_quiet_tokens=4)
 LOAD_OPTIONS = {
     "num_decodes": ("--decodes", "requests that decode all the time"),
     "num_prompts": ("--prompts", "prompts that arrive"),
@@ -57,6 +55,13 @@ def add_arguments(parser: Parser) -> None:
         default=256,
         metavar="N",
         help="most tokens of a step, for policies that split prompts (default: 256)",
+    )
+    group.add_argument(
+        "--tbt-slo-ms",
+        dest="slo_ms",
+        type=float,
+        metavar="X",
+        help="time between tokens that `slo` is to keep (default: what the longest step of --token-budget should take)",
     )
     for field, (flag, text) in LOAD_OPTIONS.items():
         default = getattr(StallLoad(), field)
@@ -82,23 +87,38 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    load = StallLoad(**{field: getattr(args, field) for field in LOAD_OPTIONS})
+    contest = contest_of(args)
+    config = largest_config(engine_config(args), contest.load)
+    check_budget(config, contest.budget)
+    if args.plot:
+        check_plotting(args.plot)
+    found = compare(config, contest)
+    print(json.dumps(to_json(config, contest, found)) if args.json else describe(config, contest, found))
+    if args.plot:
+        plot_stalls({report.policy: run for report, run in found.runs}, args.plot)
+    return 0
+
+
+def contest_of(args: argparse.Namespace) -> Contest:
+    """Raises: ConfigError."""
     names = list(dict.fromkeys(args.policies.split(",")))
     for name in names:
         make_policy(name)
     for name, least in (("repeats", 1), ("profile_repeats", 0)):
         if (got := getattr(args, name)) < least:
             raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {got}: pass a larger number.")
-    config = largest_config(engine_config(args), load)
-    check_budget(config, args.budget)
-    if args.plot:
-        check_plotting(args.plot)
-    repeats = {"num_repeats": args.repeats, "num_profiled": args.profile_repeats}
-    found = compare(config, names, args.budget, load, **repeats)
-    print(json.dumps(to_json(config, load, found)) if args.json else describe(config, load, found))
-    if args.plot:
-        plot_stalls({report.policy: run for report, run in found.runs}, args.plot)
-    return 0
+    if args.slo_ms is not None and not args.slo_ms > 0:
+        raise UsageError(f"--tbt-slo-ms must be above 0, got {args.slo_ms}: pass a time in milliseconds.")
+    if args.slo_ms is None and "slo" in names and not args.profile_repeats:
+        raise UsageError("policy slo needs a goal, got none and no profile to take it from: pass --tbt-slo-ms.")
+    return Contest(
+        names=names,
+        budget=args.budget,
+        load=StallLoad(**{field: getattr(args, field) for field in LOAD_OPTIONS}),
+        tbt_slo_s=None if args.slo_ms is None else args.slo_ms / 1e3,
+        num_repeats=args.repeats,
+        num_profiled=args.profile_repeats,
+    )
 
 
 def largest_config(config: EngineConfig, load: StallLoad) -> EngineConfig:
@@ -125,49 +145,7 @@ def check_budget(config: EngineConfig, budget: int) -> None:
         )
 
 
-class Comparison(NamedTuple):
-    """runs: of each policy the one in the middle. fit: of the step-time model to the profile that was measured before; predictions: of the steps of each
-    policy's runs, all of them; None: no profile was asked for."""
-
-    runs: Sequence[tuple[StallReport, StallRun]]
-    fit: FitErrors | None
-    predictions: Mapping[str, Sequence[StepPrediction]] | None
-
-
-def compare(
-    config: EngineConfig, names: Sequence[str], budget: int, load: StallLoad, *, num_repeats: int, num_profiled: int
-) -> Comparison:
-    """Run the load under each policy. Policies take turns, so that a slow minute of the machine hits all of them.
-
-    num_profiled: repeats of each step of the profile; 0: no profile.
-    Raises: SarathiError.
-    """
-    from sarathi_jax.cli.policy_engines import policy_engines  # here: jax takes over a second to import
-
-    order: list[str] = []
-    found: list[tuple[StallReport, StallRun]] = []
-    with policy_engines(config, progress=sys.stderr.isatty()) as engines:
-        profile = engines.profile(num_profiled) if num_profiled else None
-        for repeat in range(-1, num_repeats):  # the first steps of a process are slower than the rest
-            for name in names:
-                budget_of_it = engines.budget_for(make_policy(name), budget)
-                engine, keeper = engines.engine(make_policy(name), budget_of_it)
-                run = run_stall_load(engine, keeper, WARM_UP if repeat < 0 else load, engines.vocab_size)
-                if repeat >= 0:
-                    order.append(name)
-                    found.append((report_of(name, budget_of_it, run), run))
-    runs = [middle_of([each for each in found if each[0].policy == name]) for name in names]
-    if profile is None:
-        return Comparison(runs, None, None)
-    times = StepTimeModel.fit(profile)
-    fit, steps = fit_errors(times, profile), predict(times, [(run.schedules, run.records) for _, run in found])
-    by_policy = {
-        name: [step for at, each in zip(order, steps, strict=True) if at == name for step in each] for name in names
-    }
-    return Comparison(runs, fit, by_policy)
-
-
-def to_json(config: EngineConfig, load: StallLoad, found: Comparison) -> dict[str, Any]:
+def to_json(config: EngineConfig, contest: Contest, found: Comparison) -> dict[str, Any]:
     import jax
 
     machine = {
@@ -179,7 +157,8 @@ def to_json(config: EngineConfig, load: StallLoad, found: Comparison) -> dict[st
     versions |= {name: installed_version(name) for name in ("jax", "jaxlib", "flax", "numpy")}
     return {
         "model": config.model,
-        "load": asdict(load),
+        "load": asdict(contest.load),
+        "repeats": {"runs": contest.num_repeats, "profile": contest.num_profiled},
         "policies": {report.policy: report.to_json() for report, _ in found.runs},
         "step_times": step_times_json(found),
         "machine": machine,
@@ -196,7 +175,8 @@ def step_times_json(found: Comparison) -> dict[str, Any] | None:
     return {"fit": found.fit._asdict(), "all": prediction_report(every), "policies": by_policy}
 
 
-def describe(config: EngineConfig, load: StallLoad, found: Comparison) -> str:
+def describe(config: EngineConfig, contest: Contest, found: Comparison) -> str:
+    load = contest.load
     lines = [
         f"{config.model}: {load.num_decodes} decodes, and every {load.tokens_between} tokens of theirs a prompt of {load.prompt_tokens} tokens,"
         f" {load.num_prompts} in all",

@@ -36,6 +36,11 @@ class PolicyEngines(NamedTuple):
     def vocab_size(self) -> int:
         return self.programs.geometry.vocab_size
 
+    @property
+    def mixed_sizes(self) -> list[int]:
+        """Tokens of the compiled steps that may hold chunks, ascending."""
+        return [each.num_tokens for each in self.programs.table.buckets if not each.is_decode_only]
+
     def profile(self, num_repeats: int) -> StepProfile:
         """What steps of every compiled size take; no engine may be in use."""
         return measure(self.executor, self._limits(self.config.step_tokens), self.config, num_repeats)

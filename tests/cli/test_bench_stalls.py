@@ -49,6 +49,13 @@ def test_f10_sarathi_leaves_no_decode_out_of_any_step(report: Report) -> None:
     assert found["max_tokens_between"] == 32
 
 
+def test_f10_slo_leaves_no_decode_out_of_any_step(report: Report) -> None:
+    """How much of a prompt it reads beside them is a matter of time."""
+    found = report["policies"]["slo"]
+    assert (found["num_stalls"], found["decode_stalls"]) == (0, [0, 0, 0, 0])
+    assert found["num_hybrid_steps"] >= 2 and found["tbt_slo_s"] > 0
+
+
 def test_f10_vllm_stalls_every_decode_for_every_prompt(report: Report) -> None:
     """Behind a whole prompt and a step of 4 decodes and the prompt's own."""
     found = report["policies"]["vllm"]
@@ -99,6 +106,11 @@ def test_the_report_says_where_it_was_measured_and_the_picture_is_drawn(report: 
         (["--policies", "sarathi,fifo"], "policy='fifo' is unknown. Choose one of:"),
         (["--repeats", "0"], "--repeats must be at least 1, got 0: pass a larger number"),
         (["--profile-repeats", "-1"], "--profile-repeats must be at least 0, got -1: pass a larger number"),
+        (["--tbt-slo-ms", "0"], "--tbt-slo-ms must be above 0, got 0.0: pass a time in milliseconds"),
+        (
+            ["--profile-repeats", "0"],
+            "policy slo needs a goal, got none and no profile to take it from: pass --tbt-slo-ms",
+        ),
         (["--prompts", "0"], "num_prompts must be at least 1, got 0"),
         (["--max-model-len", "64"], "max_model_len=64 must hold the longest request, got one of 1508 tokens"),
         (["--prompt-tokens", "4000"], "max_model_len=4008 must be at most the model's 2048 positions"),

@@ -12,8 +12,11 @@ from sarathi_jax.clock import VirtualClock
 from sarathi_jax.engine.engine import Engine
 from sarathi_jax.engine.stalls import ScheduleKeeper
 from sarathi_jax.errors import ConfigError
+from sarathi_jax.scheduling.policies.slo import SloPolicy
+from sarathi_jax.scheduling.policy import Policy
 from sarathi_jax.scheduling.schedule import Schedule, StepResult
 from sarathi_jax.scheduling.scheduler import Scheduler
+from sarathi_jax.scheduling.service_levels import service_levels
 from sarathi_jax.scheduling.step_profile import StepProfile, StepSample
 from sarathi_jax.scheduling.step_times import StepTimeModel
 
@@ -24,10 +27,11 @@ WHOLE = 64
 
 @dataclass
 class Step:
-    """A step that takes a second a token."""
+    """A step that takes a second a token, and `history_s` for each token that stands before a chunk."""
 
     clock: VirtualClock
     schedule: Schedule
+    history_s: float
 
     @property
     def bucket(self) -> "Step":
@@ -43,23 +47,25 @@ class Step:
         return True
 
     def result(self) -> StepResult:
-        self.clock.advance(self.num_tokens)
+        num_before = max((row.start for row in self.schedule.rows if row.num_tokens > 1), default=0)
+        self.clock.advance(self.num_tokens + self.history_s * num_before)
         return StepResult([0] * len(self.schedule.rows))
 
 
 @dataclass
 class SecondATokenExecutor:
     clock: VirtualClock
+    history_s: float
 
     def submit(self, schedule: Schedule) -> Step:
-        return Step(self.clock, schedule)
+        return Step(self.clock, schedule, self.history_s)
 
     def close(self) -> None: ...
 
 
-def run_under(policy: str, token_budget: int, load: StallLoad = LOAD) -> StallRun:
+def run_under(policy: str | Policy, token_budget: int, load: StallLoad = LOAD, *, history_s: float = 0.0) -> StallRun:
     clock = VirtualClock()
-    keeper = ScheduleKeeper(SecondATokenExecutor(clock))
+    keeper = ScheduleKeeper(SecondATokenExecutor(clock, history_s))
     scheduler = Scheduler(
         policy, num_pages=64, token_budget=token_budget, max_num_seqs=4, max_model_len=40, vocab_size=9
     )
@@ -72,10 +78,18 @@ def test_f10_under_sarathi_a_decode_waits_for_a_step_of_the_budget_at_most() -> 
     report = report_of("sarathi", 8, run_under("sarathi", 8))
     assert (report.num_stalls, report.steps_read, report.steps_waited) == (0, [4], [0])
     assert (report.decode_step_s, report.budget_step_s, report.prompt_step_s) == (2.0, 8.0, 8.0)
+    assert report.last_budget_step_s == 8.0
     assert report.tbt_s["max"] == 8.0
     assert report.max_tbt_over_goal == 1.0
     assert report.max_tokens_between == 8
     assert report.ttft_s == [8 + 8 + 8 + 4]
+
+
+def test_the_longest_wait_is_compared_with_the_last_full_step_of_a_prompt() -> None:
+    """Its steps stand after 0, 6, 12 and 18 tokens, and take half a second more for each: 8, 11 and 14 s, and 4 + 9 for the rest."""
+    report = report_of("sarathi", 8, run_under("sarathi", 8, history_s=0.5))
+    assert (report.budget_step_s, report.last_budget_step_s, report.tbt_s["max"]) == (11.0, 14.0, 14.0)
+    assert report.max_tbt_over_goal == 1.0
 
 
 def test_f10_under_vllm_a_decode_waits_longer_than_the_whole_prompt_takes() -> None:
@@ -132,6 +146,18 @@ def test_each_policy_gets_the_verdict_that_the_paper_gives_it() -> None:
         ["vllm", "64", "2"],
         ["orca", "64", "0"],
     ]
+
+
+@pytest.mark.parametrize(("slo_s", "longest_s"), [(10.0, 8.0), (20.0, 16.0), (40.0, 22.0)])
+def test_f10_under_slo_a_decode_waits_for_the_largest_step_within_its_goal_at_most(
+    slo_s: float, longest_s: float
+) -> None:
+    """Steps of 8, 16 and 32 tokens are compiled, and nine tenths of the goal are used: the prompt's 20 tokens are read by 6, by 14, or at once."""
+    times = StepTimeModel.fit(profile_of(1.0))
+    run = run_under(SloPolicy(times, service_levels(slo_s), sizes=(8, 16, 32, WHOLE)), WHOLE)
+    report = report_of("slo", WHOLE, run, slo_s)
+    assert report.num_stalls == 0
+    assert report.tbt_s["max"] == longest_s <= slo_s
 
 
 def test_an_slo_is_what_the_longest_wait_is_compared_with() -> None:
