@@ -4,12 +4,16 @@
 #   make check     format, lint, types, layout, tests: what CI runs
 #   make format    rewrite the sources in the one format, and docs/architecture.md's list of files
 #   make nightly   the long tests
+# WORKERS=N runs that many tests side by side (2), each with a jax of its own.
 # PYTHON=/path/to/python3 picks the interpreter, VENV=folder another environment.
 
 VENV ?= .venv
 PYTHON ?=
+WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --quiet
+# A file's tests stay together: they share what the file compiled.
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 SOURCES := .ci sarathi_jax kernels models serve tests benchmarks examples
 
 # Two installs side by side would write into one environment.
@@ -27,13 +31,13 @@ demo: $(VENV)/.ready-demo
 		--max-num-seqs 8 --token-budget 256 --prompt "$(DEMO_PROMPT)"
 
 test: $(VENV)/.ready-test
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 nightly: $(VENV)/.ready-test
 	$(BIN)/python -m pytest -m nightly --hypothesis-profile=nightly
 
 check: lint types layout
-	$(BIN)/python -m pytest --ignore=tests/test_layout.py
+	$(PYTEST) --ignore=tests/test_layout.py
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff format --check $(wildcard $(SOURCES))
