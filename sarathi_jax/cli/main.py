@@ -23,6 +23,7 @@ COMMANDS = {
     "bench throughput": "run many requests, from given lengths or from a trace",
     "bench profile": "measure what steps take on this machine, and which token budget keeps a latency goal",
     "bench stalls": "show which scheduling policies stall, under steady decodes and arriving prompts",
+    "simulate paper": "run Sarathi-Serve's evaluation in the simulator, beside what the paper says",
     "simulate replay": "make a recorded run again: the same decisions, byte for byte",
     "follow": "be one of several processes that run a model together",
     "plan": "what a model takes on GPUs that need not be here: memory, time of its steps, collectives",
@@ -35,6 +36,7 @@ WORDS = {
     "kernels report": "",
     "kernels step": "",
     "doctor": "",
+    "simulate paper": "",
     "convert": "SRC DST ",
     "simulate replay": "RECORD ",
 }  # the others take [MODEL]
