@@ -66,7 +66,11 @@ def draw_steps(report: "PaperReport") -> "Figure":
         measured = [100 * row.measured_overhead for row in rows]
         chunks.plot(prompts, measured, "x:", color=line.get_color())
     chunks.set_xscale("log", base=2)
-    chunks.set(xlabel="tokens of the prompt", ylabel="% longer than in one step", title="prompts in chunks of ... tokens (x: measured)")
+    chunks.set(
+        xlabel="tokens of the prompt",
+        ylabel="% longer than in one step",
+        title="prompts in chunks of ... tokens (x: measured)",
+    )
     chunks.legend(fontsize=8)
     contexts = sorted({row.context for row in report.interference})
     for num_decodes in sorted({row.num_decodes for row in report.interference}):
@@ -75,7 +79,11 @@ def draw_steps(report: "PaperReport") -> "Figure":
         decodes.plot(contexts, [row.with_chunk for row in rows], "s--", color=line.get_color())
     decodes.set_xscale("log", base=2)
     decodes.set_yscale("log")
-    decodes.set(xlabel="context, and tokens of the prompt", ylabel="times the decodes alone", title="a prompt joins decodes, whole (o) or by a chunk (squares)")
+    decodes.set(
+        xlabel="context, and tokens of the prompt",
+        ylabel="times the decodes alone",
+        title="a prompt joins decodes, whole (o) or by a chunk (squares)",
+    )
     decodes.legend(fontsize=8)
     return figure
 

@@ -34,9 +34,7 @@ def add_arguments(parser: Parser) -> None:
         metavar="N",
         help=f"of each trial of a capacity search (default: {DEFAULT_NUM_REQUESTS}, as the paper's)",
     )
-    parser.add_argument(
-        "--processes", type=int, metavar="N", help="searches side by side (default: one a core)"
-    )
+    parser.add_argument("--processes", type=int, metavar="N", help="searches side by side (default: one a core)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--plot", type=Path, metavar="FOLDER", help="draw the figures there")
 

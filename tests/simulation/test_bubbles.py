@@ -1,10 +1,18 @@
 """F23: idle time of a pipeline's stages by its reason, on prices that are counted by hand."""
 
+from collections.abc import Callable
+
 import pytest
 
-from sarathi_jax.simulation.bubbles import Bubbles, pipeline_bubbles, tick_bubbles
+from sarathi_jax.simulation.bubbles import Bubbles, lock_step_bubbles, pipeline_bubbles, tick_bubbles
 from sarathi_jax.simulation.cost_model import StageCost
+from sarathi_jax.simulation.deployment import Deployment
+from sarathi_jax.simulation.microbatches import MicrobatchRecorder
+from sarathi_jax.simulation.run import simulate
 from sarathi_jax.simulation.step_work import ChunkWork, StepWork, decode_work
+from sarathi_jax.simulation.workloads import RequestShape
+
+type Make = Callable[..., Deployment]
 
 
 def price(work: StepWork) -> StageCost:
@@ -57,6 +65,33 @@ def test_f23_a_sequence_of_microbatches_has_each_kind() -> None:
     found = pipeline_bubbles(steps, 2, price)
     assert found == Bubbles(busy_s=34, prefill_size_s=3, prefill_decode_s=4, decode_context_s=2, empty_s=8 + 3)
     assert found.busy_s + found.idle_s == 2 * (8 + 8 + 5 + 3 + 3)
+
+
+@pytest.mark.parametrize("host_s", [0.0, 0.4])
+def test_f23_every_idle_second_of_a_run_in_lock_step_has_one_reason(make_deployment: Make, host_s: float) -> None:
+    """Two stages of a second a token, as `tokens_s` has it. A's prompt (0-4, 4-8) is driven out, B's enters at 8, and their decodes go side by side: busy time is 2 s
+    a token, and idle time the pipeline's own count of it."""
+    shapes = [RequestShape(0.0, 4, 3), RequestShape(1.0, 2, 3), RequestShape(40.0, 3, 2)]
+    deployment, recorder = make_deployment(1.0, 1.0, host_s=host_s), MicrobatchRecorder()
+    result = simulate(deployment, shapes, observer=recorder)
+    total = lock_step_bubbles(recorder.microbatches, 2, deployment.cost_model.host, token_price)
+    assert total.busy_s == 2 * sum(each.work.num_tokens for each in recorder.microbatches)
+    assert total.idle_s == pytest.approx(result.idle_s)
+    assert total.prefill_decode_s > 0 < total.empty_s
+    assert (total.host_s > 0) == (host_s > 0)
+
+
+def test_f23_a_run_in_lock_step_counted_by_hand(make_deployment: Make) -> None:
+    """Ticks: A's prompt alone, twice 4 s; then B's 2 tokens alone (2 s), beside A's decode (2 s, of which 1 idle), that beside B's decode, which is alone at last."""
+    deployment, recorder = make_deployment(1.0, 1.0), MicrobatchRecorder()
+    simulate(deployment, [RequestShape(0.0, 4, 2), RequestShape(1.0, 2, 2)], observer=recorder)
+    total = lock_step_bubbles(recorder.microbatches, 2, deployment.cost_model.host, token_price)
+    assert total == Bubbles(busy_s=16, prefill_decode_s=1, empty_s=4 + 4 + 2 + 1)
+
+
+def token_price(work: StepWork) -> StageCost:
+    """A second a token."""
+    return StageCost(float(work.num_tokens), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def test_one_stage_has_no_bubbles() -> None:
