@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sarathi_jax.errors import ConfigError
-from sarathi_jax.lab.paper_setup import POLICIES, SLOS, models, tbt_slo_s
+from sarathi_jax.lab.paper_setup import POLICIES, SLOS, tbt_slo_s
 from sarathi_jax.simulation.lengths import FITTED
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ def plot_paper(report: "PaperReport", folder: Path) -> None:
 def draw_capacity(report: "PaperReport") -> "Figure":
     """Figures 10 and 11: a panel a model and data set, a group of bars an SLO."""
     figure = _figure(11, 5)
-    panels = figure.subplots(len(FITTED), len(models()), squeeze=False)
+    panels = figure.subplots(len(FITTED), len(report.grid.models), squeeze=False)
     for lengths, row in zip(FITTED, panels, strict=True):
-        for model, axes in zip(models(), row, strict=True):
+        for model, axes in zip(report.grid.models, row, strict=True):
             for place, policy in enumerate(POLICIES):
                 heights = [report.grid.capacity(model, lengths, slo, policy) for slo in SLOS]
                 bars = axes.bar([x + 0.27 * (place - 1) for x in range(len(SLOS))], heights, 0.25)

@@ -13,11 +13,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from sarathi_jax import __version__
-from sarathi_jax.cli.options import Parser
+from sarathi_jax.cli.options import Parser, UsageError
 from sarathi_jax.cli.paper_plots import check_folder, plot_paper
 from sarathi_jax.errors import ConfigError
 from sarathi_jax.lab.paper_grid import Row, check_table, grid_table, grid_tasks
 from sarathi_jax.lab.paper_report import PaperReport, run_paper
+from sarathi_jax.lab.paper_setup import models
 from sarathi_jax.simulation.processes import num_cores
 
 EXAMPLES = """  sarathi-jax simulate paper
@@ -34,6 +35,9 @@ def add_arguments(parser: Parser) -> None:
         metavar="N",
         help=f"of each trial of a capacity search (default: {DEFAULT_NUM_REQUESTS}, as the paper's)",
     )
+    parser.add_argument(
+        "--models", metavar="M,M,...", help=f"capacities of these alone (default: {','.join(models())})"
+    )
     parser.add_argument("--processes", type=int, metavar="N", help="searches side by side (default: one a core)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--plot", type=Path, metavar="FOLDER", help="draw the figures there")
@@ -44,25 +48,37 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--num-requests must be at least 1, got {args.num_requests}: pass a positive number.")
     if args.plot:
         check_folder(args.plot)
+    only_models = _read_models(args.models)
     started_s = time.perf_counter()
-    num_tasks = len(grid_tasks(args.num_requests))
-    with tqdm(total=num_tasks, desc="capacities", unit="search", disable=not sys.stderr.isatty()) as bar:
+    tasks = grid_tasks(args.num_requests, only_models)
+    with tqdm(total=len(tasks), desc="capacities", unit="search", disable=not sys.stderr.isatty()) as bar:
 
         def done(number: int, row: Row) -> None:
             bar.set_postfix_str(f"{row.model} {row.lengths} {row.slo} {row.label}")
             bar.update()
 
         num_processes = num_cores() if args.processes is None else args.processes
-        report = run_paper(args.num_requests, num_processes=num_processes, on_done=done)
+        report = run_paper(tasks, num_processes=num_processes, on_done=done)
     seconds = time.perf_counter() - started_s
     if args.json:
-        print(json.dumps({"version": __version__, "seconds": seconds, **report.as_json()}))
+        print(
+            json.dumps(
+                {"version": __version__, "num_requests": args.num_requests, "seconds": seconds, **report.as_json()}
+            )
+        )
     else:
         print(describe(report))
-        print(f"\n{num_tasks} searches of {args.num_requests} requests a trial in {seconds:.0f} s")
+        print(f"\n{len(tasks)} searches of {args.num_requests} requests a trial in {seconds:.0f} s")
     if args.plot:
         plot_paper(report, args.plot)
     return 0
+
+
+def _read_models(text: str | None) -> list[str] | None:
+    names = None if text is None else text.split(",")
+    if unknown := [name for name in names or () if name not in models()]:
+        raise UsageError(f"--models must be of {', '.join(models())}, got {', '.join(unknown)}: choose from these.")
+    return names
 
 
 def describe(report: PaperReport) -> str:
