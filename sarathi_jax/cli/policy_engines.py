@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import NamedTuple
 
 from sarathi_jax.checkpoints.model_source import find_model
-from sarathi_jax.cli.bench_profile import measure
+from sarathi_jax.cli.profile_run import measure
 from sarathi_jax.clock import WallClock
 from sarathi_jax.config import EngineConfig
 from sarathi_jax.engine.engine import Engine

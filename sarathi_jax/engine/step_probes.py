@@ -129,11 +129,11 @@ class StepProber:
         return [self._sample(*each) for each in zip(rows, taken_s, strict=True)]
 
     def _run(self, rows: Sequence[ScheduledRow], num_repeats: int, *, is_first: bool) -> list[float]:
-        """Seconds of each repeat, back to back with others before and after it; what fills the pipeline does not count, nor what runs for the first time."""
-        schedule, num_before = self._schedule(rows), 1 + is_first
+        """Seconds of each repeat, back to back with others before and after it; the first run, which fills the pipeline, does not count."""
+        schedule = self._schedule(rows)
         handles: deque[StepHandle] = deque()
         ends_s: list[float] = []
-        for index in range(num_before + num_repeats + self._max_in_flight):
+        for index in range(1 + num_repeats + self._max_in_flight):
             is_new = is_first and index == 0
             handles.append(self._executor.submit(self._schedule(self._admitted(rows)) if is_new else schedule))
             if len(handles) > self._max_in_flight:
@@ -141,7 +141,7 @@ class StepProber:
                 ends_s.append(self._clock.now())
         for handle in handles:
             handle.result()
-        return (self._num_stages * np.diff(ends_s[-num_repeats - 1 :])).tolist()
+        return (self._num_stages * np.diff(ends_s)).tolist()
 
     def _sample(self, rows: Sequence[ScheduledRow], taken_s: Sequence[float]) -> StepSample:
         load = load_of(self._schedule(rows))

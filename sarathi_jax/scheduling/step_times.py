@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # Of what the middle one of a size's last three steps took more or less than was said, so much is learned at each step: for all sizes, and for that one besides.
 COMMON_RATE = 0.1
 SIZE_RATE = 0.05
-MAX_FITS, USUAL_ERROR = 20, 0.05
+MAX_FITS, USUAL_ERROR = 50, 0.05
 MIN_SECONDS = 1e-9  # of a base: a logarithm is taken
 MAX_LESSON = 0.25  # of the logarithm; what goes beyond is no drift, or shows again at the next step
 
@@ -240,13 +240,15 @@ def _robust_fit(terms: np.ndarray, seconds: np.ndarray) -> np.ndarray:
     Args:
       terms, seconds: [samples, unknowns] and [samples].
     """
-    predicted, weights = seconds, np.ones(len(seconds))
-    found = np.zeros(terms.shape[1])
+    predicted, found = seconds, np.zeros(terms.shape[1])
     for _ in range(MAX_FITS):
-        scale = weights / np.sqrt(seconds * predicted)  # (p - t) / sqrt(p t) is log(p / t), to third order
+        # Squares whose slope, at what was predicted last, is that of Huber's function of the logarithm.
+        error = np.clip(np.log(predicted / seconds), -USUAL_ERROR, USUAL_ERROR)
+        gap = predicted - seconds
+        is_off = abs(gap) > 1e-9 * seconds
+        scale = np.sqrt(np.divide(error, gap, out=1 / seconds, where=is_off) / predicted)
         found = _non_negative_least_squares(terms * scale[:, None], seconds * scale)
         last, predicted = predicted, np.maximum(terms @ found, 0.1 * seconds)
-        weights = np.sqrt(np.minimum(1.0, USUAL_ERROR / np.maximum(abs(np.log(predicted / seconds)), USUAL_ERROR)))
         if (abs(predicted - last) < 1e-4 * predicted).all():
             break
     return found

@@ -23,6 +23,7 @@ def test_a_profile_of_the_demo_model(capsys: Captured, tmp_path: Path) -> None:
     profile = read_profile(path)
     assert (profile.model, profile.decode_sizes, profile.mixed_sizes) == ("demo", (1,), (32,))
     assert (profile.max_num_seqs, profile.max_model_len, profile.num_stages) == (1, 2048, 1)
+    assert report["num_compiles_after_ready"] == 0  # F13: the sizes that it measures are those that are compiled
     assert {sample.num_repeats for sample in profile.samples} == {2} and len(profile.samples) == report["num_samples"]
     assert {sample.num_tokens for sample in profile.samples} == {1, 2, 32}
     assert max(sample.decode_context for sample in profile.samples) == 2048

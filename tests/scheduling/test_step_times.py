@@ -110,6 +110,21 @@ def test_a_fit_finds_it_under_noise() -> None:
     assert model.per_pair_s == pytest.approx(PER_PAIR_S, rel=0.2)
 
 
+def test_samples_that_were_held_up_count_for_little() -> None:
+    """Every eighth took four times as long: least squares would be off by a third everywhere."""
+    count = iter(range(10**6))
+    held_up = profile_of(loads_to_profile(), lambda load: true_seconds(load) * (4 if next(count) % 8 == 3 else 1))
+    errors = fit_errors(StepTimeModel.fit(held_up), profile_of(random_loads(500, 13)))
+    assert errors.median < 0.02 and errors.p90 < 0.05
+
+
+def test_a_factor_too_much_is_as_bad_as_the_same_factor_too_little() -> None:
+    """Samples of a single kind take 1, 2 and 4 s, as many each: 2 s is as far from 1 as from 4."""
+    seconds = iter([1.0, 2.0, 4.0] * 7)
+    model = StepTimeModel.fit(profile_of([mixed(128)] * 21, lambda _: next(seconds)))
+    assert model.seconds(mixed(128)) == pytest.approx(2.0, rel=0.01)
+
+
 def test_f13_a_step_takes_as_long_as_its_bucket(model: StepTimeModel) -> None:
     # By hand: 7 ms + 20 us * 256 or 384, a row, and half the square of the tokens.
     assert model.seconds(mixed(256)) == pytest.approx(7e-3 + 5.12e-3 + 30e-6 + 4e-9 * 256**2 / 2)

@@ -67,9 +67,10 @@ def test_f12_the_strict_goal_has_a_smaller_budget_than_the_relaxed_one() -> None
 
 
 def test_f13_budgets_are_whole_tiles() -> None:
-    """1000 tokens are padded to 1024: the profile has them, and they are never the answer; 32 are less than a tile, and a bucket of their own."""
+    """1000 tokens cost as much as 1024: the profile has them, and they are never the answer; 32 are less than a tile, and a bucket of their own."""
     budgets = {compute_token_budget(slo_ms / 1e3, Table(), SIZES, LOAD) for slo_ms in range(25, 200)}
     assert budgets == {128, 256, 384, 512, 768, 1024}
+    assert compute_token_budget(1.0, Table(), SIZES[:-1], LOAD) == 768
     assert compute_token_budget(0.026, Table(), SIZES[:1], BudgetLoad(8, 100)) == 32
 
 
