@@ -9,20 +9,21 @@ from sarathi_jax.scheduling.scheduler import Scheduler
 from sarathi_jax.simulation.cost_model import CostModel
 from sarathi_jax.simulation.pipelines import Pipeline, StagesInLockStep, StagesInSeries
 
+type PolicyMaker = Callable[[], Policy]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Deployment:
     """What `simulate` needs to know. Fields that are the engine's too mean the same there.
 
     policy: the name of one, or a function that makes one (a policy may learn, so each run gets its own).
-    watermark: None is the scheduler's own.
     has_lock_step: whether stages tick together, as this engine's do, or run in series, as Sarathi-Serve's.
     is_overlapped: whether the next step is scheduled while the device runs this one.
     """
 
     cost_model: CostModel
     max_model_len: int
-    policy: str | Callable[[], Policy] = "sarathi"
+    policy: str | PolicyMaker = "sarathi"
     token_budget: int = 512
     max_num_seqs: int = 128
     page_size: int = 16

@@ -8,6 +8,7 @@ from sarathi_jax.engine.loop import StepLoop
 from sarathi_jax.sampling_params import SamplingParams
 from sarathi_jax.scheduling.request import Request
 from sarathi_jax.scheduling.schedule import ScheduledRow
+from sarathi_jax.scheduling.service_levels import INTERACTIVE
 from sarathi_jax.scheduling.token_output import TokenOutput
 from sarathi_jax.simulation.arrivals import ArrivalQueue
 from sarathi_jax.simulation.deployment import Deployment
@@ -33,7 +34,16 @@ class SimulatedRequest(Request):
     def __init__(self, place: int, shape: RequestShape, prompt: Sequence[int], arrival_s: float) -> None:
         length = shape.num_output_tokens
         sampling = SamplingParams(temperature=0.0, max_tokens=length, ignore_eos=True)
-        super().__init__(str(place), prompt, sampling, arrival_s=arrival_s, seed=0, max_tokens=length)
+        super().__init__(
+            str(place),
+            prompt,
+            sampling,
+            arrival_s=arrival_s,
+            seed=0,
+            max_tokens=length,
+            slo_class=shape.slo_class or INTERACTIVE,
+            client=shape.client_id,
+        )
         self.token_times_s: list[float] = []
 
     def times(self) -> RequestTimes:
