@@ -25,6 +25,8 @@ COMMANDS = {
     "bench stalls": "show which scheduling policies stall, under steady decodes and arriving prompts",
     "simulate paper": "run Sarathi-Serve's evaluation in the simulator, beside what the paper says",
     "simulate replay": "make a recorded run again: the same decisions, byte for byte",
+    "simulate run": "one load on a deployment that need not be here, by the scheduler that serves: latencies, stalls, bubbles",
+    "simulate capacity": "the highest rate that keeps a latency goal, of each policy, budget and goal",
     "follow": "be one of several processes that run a model together",
     "plan": "what a model takes on GPUs that need not be here: memory, time of its steps, collectives",
     "kernels report": "what the compilers make of each GPU kernel, for GPUs that need not be here",

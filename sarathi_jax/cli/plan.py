@@ -6,16 +6,15 @@ mesh. --compare ranks all meshes of the GPUs, by the cost model alone unless --c
 
 import argparse
 import json
-import re
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sarathi_jax.cli.model_options import DEFAULT_MODEL, model_name
+from sarathi_jax.cli.hardware_options import add_hardware_arguments, add_shape_arguments, read_topology
+from sarathi_jax.cli.model_options import model_name
 from sarathi_jax.cli.options import Parser, UsageError, add_fields, given_fields
 from sarathi_jax.config import EngineConfig
 from sarathi_jax.gpu_defaults import use_cpu
-from sarathi_jax.simulation.hardware import device_names
 
 if TYPE_CHECKING:
     from sarathi_jax.lab.plan_task import Planned, PlanTask
@@ -39,18 +38,8 @@ SKIPPED = [field.name for field in fields(EngineConfig) if field.name not in ENG
 
 
 def add_arguments(parser: Parser) -> None:
-    text = f"a built-in shape, demo, a folder, or a hub id (default: {DEFAULT_MODEL})"
-    parser.add_argument("model_word", nargs="?", metavar="MODEL", help=text)
-    parser.add_argument("--model", metavar="MODEL", help="the same, as a flag")
-    hardware = parser.add_argument_group("hardware")
-    names = ", ".join(device_names())
-    hardware.add_argument("--device", default="a100-80g", metavar="GPU", help=f"{names} (default: a100-80g)")
-    hardware.add_argument(
-        "--topology", metavar="HOSTSxGPUS", help="as in 2x4 (default: one host, as many GPUs as the mesh)"
-    )
-    hardware.add_argument(
-        "--system", metavar="NAME", help="of hosts and their links (default: the GPU's, with hosts that large)"
-    )
+    add_shape_arguments(parser)
+    add_hardware_arguments(parser)
     load = parser.add_argument_group("load")
     load.add_argument(
         "--batch-size",
@@ -113,7 +102,7 @@ def read_task(args: argparse.Namespace) -> "PlanTask":
 
     # Only steps are planned: how many requests an engine takes at a time is no matter here.
     engine = EngineConfig(model=model_name(args), max_num_seqs=1, **given_fields(args, EngineConfig, skip=SKIPPED))
-    num_hosts, gpus_per_host = read_topology(args.topology) if args.topology else default_topology(engine.mesh_shape)
+    num_hosts, gpus_per_host = read_topology(args) or default_topology(engine.mesh_shape)
     return make_task(
         engine,
         device=args.device,
@@ -138,11 +127,3 @@ def answer(args: argparse.Namespace, task: "PlanTask") -> "list[Planned]":
     if task.engine.mesh:
         return [task.plan(task.engine.mesh_shape, does_compile=does_compile)]
     return [task.best(does_compile=does_compile)]
-
-
-def read_topology(text: str) -> tuple[int, int]:
-    """Hosts, and GPUs of each. Raises: UsageError if it is not two numbers with an x between them."""
-    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
-    if not match:
-        raise UsageError(f"--topology must be HOSTSxGPUS, got {text!r}: write 2x4 for two hosts of four GPUs.")
-    return int(match[1]), int(match[2])

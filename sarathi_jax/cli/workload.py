@@ -25,18 +25,26 @@ OWN_OPTIONS = {
 }
 
 
-def add_workload_arguments(parser: argparse.ArgumentParser) -> None:
+def add_workload_arguments(
+    parser: argparse.ArgumentParser,
+    *,
+    lengths: str = "fixed",
+    num_requests: int = DEFAULT_NUM_REQUESTS,
+    has_rate: bool = True,
+) -> None:
+    """lengths, num_requests: the command's defaults. has_rate: whether the command takes a rate, or finds one itself."""
     synthetic, chats = Synthetic(), Chats()
+    parser.set_defaults(default_lengths=lengths, default_num_requests=num_requests, request_rate=None)
     group = parser.add_argument_group("workload")
 
     def add(flag: str, kind: type, metavar: str, text: str) -> None:
         group.add_argument(flag, type=kind, metavar=metavar, help=text)
 
-    add("--num-requests", int, "N", f"requests to send (default: {DEFAULT_NUM_REQUESTS}, or all of the trace)")
+    add("--num-requests", int, "N", f"requests to send (default: {num_requests}, or all of the trace)")
     group.add_argument(
         "--lengths",
         choices=LENGTHS,
-        help="how lengths are drawn (default: fixed); sharegpt and arxiv are those of Sarathi-Serve's evaluation, chats conversations",
+        help=f"how lengths are drawn (default: {lengths}); sharegpt and arxiv are those of Sarathi-Serve's evaluation, chats conversations",
     )
     add("--prompt-tokens", int, "N", f"the longest prompt (default: {synthetic.max_prompt_tokens})")
     add("--output-tokens", int, "N", f"the longest output (default: {synthetic.max_output_tokens})")
@@ -62,8 +70,11 @@ def add_workload_arguments(parser: argparse.ArgumentParser) -> None:
         "a CSV file: arrival_s,prompt_tokens,output_tokens, or num_prefill_tokens,num_decode_tokens",
     )
     add("--shuffle-seed", int, "N", "of a trace: put its requests into another order first")
-    add("--request-rate", float, "X", "arrivals a second, instead of all at once or the trace's")
-    group.add_argument("--arrivals", choices=PROCESSES, help="what --request-rate is the rate of (default: poisson)")
+    if has_rate:
+        add("--request-rate", float, "X", "arrivals a second, instead of all at once or the trace's")
+    group.add_argument(
+        "--arrivals", choices=PROCESSES, help="what the arrivals' rate is the rate of (default: poisson)"
+    )
     add("--gap-variation", float, "X", "of gamma: coefficient of variation of the gaps, 1 is Poisson (default: 1)")
     group.add_argument(
         "--workload-seed", type=int, default=0, metavar="N", help="of lengths, arrivals, prompts (default: 0)"
@@ -97,13 +108,13 @@ def _traced(args: argparse.Namespace) -> list[RequestShape]:
 
 
 def _drawn(args: argparse.Namespace) -> list[RequestShape]:
-    lengths = args.lengths or Synthetic().distribution
+    lengths = args.lengths or args.default_lengths
     if args.shuffle_seed is not None:
         raise UsageError("--shuffle-seed is of a trace, got none: leave it out, or add --trace.")
     for name, owners in OWN_OPTIONS.items():
         if getattr(args, name) is not None and lengths not in owners:
             raise UsageError(f"{_flag(name)} is of {', '.join(owners)}, got --lengths {lengths}: leave it out.")
-    num_requests = DEFAULT_NUM_REQUESTS if args.num_requests is None else args.num_requests
+    num_requests = args.default_num_requests if args.num_requests is None else args.num_requests
     return _generator(lengths, args).draw(num_requests, args.workload_seed)
 
 

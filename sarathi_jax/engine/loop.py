@@ -36,7 +36,7 @@ class StepInFlight:
 class StepLoop:
     """Runs steps of one scheduler on one executor. Not safe to share between threads.
 
-    records: of the latest MAX_RECORDS steps, oldest first. completed_s: when the tokens of the last step came. replica: this engine's number among several.
+    records: of the latest max_records steps, oldest first; None: of all. completed_s: when the tokens of the last step came. replica: this engine's number among several.
     recorder: is told of every step; None: nobody is.
     """
 
@@ -49,6 +49,7 @@ class StepLoop:
         is_overlapped: bool,
         replica: int = 0,
         recorder: FlightRecorder | None = None,
+        max_records: int | None = MAX_RECORDS,
     ) -> None:
         self.scheduler = scheduler
         self.executor = executor
@@ -56,7 +57,7 @@ class StepLoop:
         self.is_overlapped = is_overlapped
         self.replica = replica
         self.recorder = recorder
-        self.records: deque[StepRecord] = deque(maxlen=MAX_RECORDS)
+        self.records: deque[StepRecord] = deque(maxlen=max_records)
         self.completed_s = clock.now()
         self._in_flight: deque[StepInFlight] = deque()
         self._lost: set[int] = set()  # steps given up because one before them failed: what comes of them is of no use

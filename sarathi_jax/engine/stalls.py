@@ -22,26 +22,43 @@ class ScheduleKeeper:
         self.executor.close()
 
 
-def stalls_by_request(schedules: Iterable[Schedule]) -> Counter[str]:
-    """For each request that was left out, the steps that did so while it was a running decode.
+class StallCounter:
+    """Counts them as schedules come, those of all steps of a run, in their order.
 
-    That it is from the step that samples its first token to its last row, but for the time that it is preempted. Not for pipelines, where a request is in every
-    so many steps alone.
+    A request is a running decode from the step that samples its first token to its last row, but for the time that it is preempted.
 
-    Args:
-      schedules: of all steps of a run, in their order.
+    num_stages: of the engine's pipeline, where a request has a row in every so many steps at most: those that it can't have are no stalls.
+    by_request: for each that was left out, the steps that did so.
     """
-    stalls, last_sampled = Counter[str](), dict[str, int]()
-    for index, schedule in enumerate(schedules):
+
+    def __init__(self, num_stages: int = 1) -> None:
+        self.by_request = Counter[str]()
+        self._num_stages = num_stages
+        self._num_steps = 0
+        self._last_sampled: dict[str, int] = {}
+
+    def take(self, schedule: Schedule) -> None:
+        index, last_sampled, num_stages = self._num_steps, self._last_sampled, self._num_stages
+        self._num_steps += 1
         for request_id in schedule.preempted_request_ids:
             last_sampled.pop(request_id, None)
         for row in schedule.rows:
-            num_left_out = index - last_sampled.get(row.request_id, index - 1) - 1
-            if num_left_out:
-                stalls[row.request_id] += num_left_out
+            num_left_out = index - last_sampled.get(row.request_id, index) - num_stages
+            if num_left_out > 0:
+                self.by_request[row.request_id] += num_left_out
             if row.does_sample:
                 last_sampled[row.request_id] = index
-    return stalls
+
+
+def stalls_by_request(schedules: Iterable[Schedule], num_stages: int = 1) -> Counter[str]:
+    """For each request that was left out, the steps that did so while it was a running decode.
+
+    schedules: of all steps of a run, in their order.
+    """
+    counter = StallCounter(num_stages)
+    for schedule in schedules:
+        counter.take(schedule)
+    return counter.by_request
 
 
 def count_stalls(schedules: Iterable[Schedule]) -> int:

@@ -16,7 +16,7 @@ from sarathi_jax.lab.plan import Deployment, Layout, Load, compare_layouts, memo
 from sarathi_jax.lab.plan_compile import CompiledSteps, CompileOptions, compile_layout, step_buckets
 from sarathi_jax.models import ModelConfig
 from sarathi_jax.sharding.rules import find_rules
-from sarathi_jax.simulation.hardware import default_system, load_device, load_host, load_system
+from sarathi_jax.simulation.hardware import Device, System, default_system, load_device, load_host, load_system
 
 HOST = "sarathi-jax"
 DEFAULT_CONTEXT = 4096
@@ -109,17 +109,11 @@ def make_task(
       context: tokens that a decode attends to; None: 4,096, or as many as the model takes.
     Raises: ConfigError; ModelError.
     """
-    gpu, links = load_device(device), load_system(system) if system else default_system(device, gpus_per_host)
-    if device not in links.devices or gpus_per_host > links.max_gpus_per_host:
-        raise ConfigError(
-            f"Hosts of {links.name} must have at most {links.max_gpus_per_host} of {', '.join(links.devices)}, got {gpus_per_host} {device}: choose"
-            " another system or topology."
-        )
+    gpu, links = find_hardware(device, system, gpus_per_host)
     config = find_model(engine.model, is_dummy=True).config
     max_model_len = choose_max_model_len(engine.max_model_len, config)
     rules = find_rules(engine.rules)
-    dtype = _dtype(engine.dtype, config)
-    kv_dtype = dtype if engine.kv_dtype == "auto" else engine.kv_dtype
+    dtype, kv_dtype = dtypes_on_gpu(engine, config)
     deployment = Deployment(
         model=model_shape(config, jnp.dtype(dtype).itemsize, kv_dtype),
         device=gpu,
@@ -140,11 +134,22 @@ def make_task(
     return PlanTask(engine=engine, config=config, deployment=deployment, load=load, options=options)
 
 
-def _dtype(asked: str, config: ModelConfig) -> str:
-    """Of weights on a GPU: products of 32 bits are not what its constants are of."""
-    if asked != "auto":
-        return asked
-    return "bfloat16" if config.dtype == "float32" else config.dtype
+def find_hardware(device: str, system: str | None, gpus_per_host: int) -> tuple[Device, System]:
+    """By their names; system None: the device's own, with hosts that large. Raises: ConfigError."""
+    gpu, links = load_device(device), load_system(system) if system else default_system(device, gpus_per_host)
+    if device not in links.devices or gpus_per_host > links.max_gpus_per_host:
+        raise ConfigError(
+            f"Hosts of {links.name} must have at most {links.max_gpus_per_host} of {', '.join(links.devices)}, got {gpus_per_host} {device}: choose"
+            " another system or topology."
+        )
+    return gpu, links
+
+
+def dtypes_on_gpu(engine: EngineConfig, config: ModelConfig) -> tuple[str, str]:
+    """Of weights and of KV. Where none is asked for it is 16 bits: products of 32 are not what a GPU's constants are of."""
+    own = "bfloat16" if config.dtype == "float32" else config.dtype
+    dtype = own if engine.dtype == "auto" else engine.dtype
+    return dtype, dtype if engine.kv_dtype == "auto" else engine.kv_dtype
 
 
 def default_topology(mesh: Mapping[str, int]) -> tuple[int, int]:

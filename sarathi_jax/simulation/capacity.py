@@ -13,6 +13,7 @@ from sarathi_jax.simulation.run import SimulatedRequest, simulate
 from sarathi_jax.simulation.workloads import RequestShape
 
 MAX_TRIALS = 40
+MAX_FACTOR = 2.0**16  # from the guess to the last rate that is tried
 NUM_SCOUTS = 256
 SCOUTED_STEP = 1.08
 
@@ -49,7 +50,8 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """requests_per_s: the highest rate that held, 0 if none did. at: the trial at it. trials: all, in the order they were made."""
+    """requests_per_s: the highest rate that held, 0 if none did, infinity if all did: with so few requests that they may come at once. at: the trial at it, or the
+    last that was made. trials: all, in the order they were made."""
 
     requests_per_s: float
     at: Trial | None
@@ -124,8 +126,11 @@ def find_capacity(
             low, held = rate, trial
         else:
             high = rate
-        if not low and rate < guess / 2**12:
+        if not low and rate < guess / MAX_FACTOR:
             break  # nothing holds: as with an SLO below the time of a single step
+        if high == float("inf") and rate > guess * MAX_FACTOR:
+            low = high
+            break
         if low and high < float("inf"):
             rate = (low * high) ** 0.5
         else:
@@ -135,18 +140,35 @@ def find_capacity(
 
 
 def search_capacity(
-    deployment: Deployment, shapes: Sequence[RequestShape], criterion: Criterion, *, guess: float = 1.0
+    deployment: Deployment,
+    shapes: Sequence[RequestShape],
+    criterion: Criterion,
+    *,
+    guess: float = 1.0,
+    on_trial: Callable[[Trial], None] | None = None,
 ) -> Capacity:
     """The capacity of a deployment. Where requests are many, a search over some of them first says where to begin.
 
-    shapes: as in `run_trial`.
+    Args:
+      shapes: as in `run_trial`.
+      on_trial: told of each trial as it is made.
     """
+
+    def trial_of(requests: Sequence[RequestShape]) -> Callable[[float], Trial]:
+        def trial_at(rate: float) -> Trial:
+            trial = run_trial(deployment, requests, rate, criterion)
+            if on_trial is not None:
+                on_trial(trial)
+            return trial
+
+        return trial_at
+
     step = 2.0
     if len(shapes) >= 4 * NUM_SCOUTS:
-        scouts = shapes[:NUM_SCOUTS]
-        scouted = find_capacity(lambda rate: run_trial(deployment, scouts, rate, criterion), guess=guess)
-        guess, step = scouted.requests_per_s or guess, SCOUTED_STEP if scouted.at else step
-    return find_capacity(lambda rate: run_trial(deployment, shapes, rate, criterion), guess=guess, step=step)
+        scouted = find_capacity(trial_of(shapes[:NUM_SCOUTS]), guess=guess)
+        if 0 < scouted.requests_per_s < float("inf"):
+            guess, step = scouted.requests_per_s, SCOUTED_STEP
+    return find_capacity(trial_of(shapes), guess=guess, step=step)
 
 
 def _quantile(values: np.ndarray, q: float) -> float:

@@ -113,6 +113,10 @@ class CostModel:
         stages = tuple(self._stage(work, index) for index in range(self.placement.stage))
         return StepCost(stages, self.host.seconds(work.num_rows), self.host.is_overlapped)
 
+    def first_stage(self, work: StepWork) -> StageCost:
+        """Of one microbatch: what all stages take, but for the last one's head."""
+        return self._stage(work, 0)
+
     def stages_s(self, work: StepWork) -> tuple[float, ...]:
         """Seconds of each stage, as `step` has them. What depends on the number of tokens or of rows alone is looked up: for those who price many steps."""
         num_tokens, num_rows, last = work.num_tokens, work.num_rows, self.placement.stage - 1

@@ -17,6 +17,7 @@ class Deployment:
     """What `simulate` needs to know. Fields that are the engine's too mean the same there.
 
     policy: the name of one, or a function that makes one (a policy may learn, so each run gets its own).
+    memory_fraction: of all of a device's memory. temp_bytes: of it, for what steps need besides weights and KV.
     has_lock_step: whether stages tick together, as this engine's do, or run in series, as Sarathi-Serve's.
     is_overlapped: whether the next step is scheduled while the device runs this one.
     """
@@ -28,6 +29,7 @@ class Deployment:
     max_num_seqs: int = 128
     page_size: int = 16
     memory_fraction: float = 0.9
+    temp_bytes: int = 0
     is_prefix_caching: bool = False
     is_overlapped: bool = True
     has_lock_step: bool = True
@@ -35,7 +37,7 @@ class Deployment:
     num_pages: int = field(init=False)
 
     def __post_init__(self) -> None:
-        num_pages = self.cost_model.kv_tokens(self.memory_fraction) // self.page_size
+        num_pages = self.cost_model.kv_tokens(self.memory_fraction, self.temp_bytes) // self.page_size
         if num_pages * self.page_size < self.max_model_len:
             model = self.cost_model
             raise CapacityError(
@@ -67,3 +69,13 @@ class Deployment:
     def pipeline(self) -> Pipeline:
         """A new one, empty."""
         return StagesInLockStep(self.num_stages) if self.has_lock_step else StagesInSeries(self.num_stages)
+
+
+def budget_for(policy: str, token_budget: int, *, max_num_seqs: int, max_model_len: int) -> int:
+    """The token budget that is asked for, or if that is less, what a policy that never splits a prompt needs for the longest one."""
+    least = {
+        "vllm": max_model_len,
+        "request_level": max_model_len,
+        "orca": max_model_len + max_num_seqs,  # beside a token of every running request
+    }
+    return max(token_budget, least.get(policy, 0))

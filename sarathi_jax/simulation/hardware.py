@@ -172,6 +172,10 @@ def default_system(device: str, gpus_per_host: int) -> System:
     )
 
 
+def host_names() -> tuple[str, ...]:
+    return tuple(_data()["hosts"])
+
+
 def load_host(name: str) -> HostCost:
     """Of an engine's host code, by the engine's name. Raises: ConfigError if the file has none of that name."""
     return HostCost(name, **_numbers(_entry("hosts", "host", name)))

@@ -19,7 +19,7 @@ def in_processes[Task, Done](
     tasks: Sequence[Task],
     *,
     num_processes: int,
-    on_done: Callable[[int, Done], None] | None = None,
+    on_done: Callable[[int, Done], object] | None = None,
 ) -> list[Done]:
     """What the function makes of each task, in the tasks' order; they are begun in that order too, so that the longest are best put first.
 

@@ -94,7 +94,9 @@ class _Run:
             token_of=None if self._token_ids is None else self._token_of,
             observer=observer,
         )
-        self._loop = StepLoop(self._scheduler, self._executor, self._clock, is_overlapped=deployment.is_overlapped)
+        self._loop = StepLoop(
+            self._scheduler, self._executor, self._clock, is_overlapped=deployment.is_overlapped, max_records=None
+        )
         # An engine of one program a stage schedules the next microbatch when its first stage is free; lock step dispatches ahead.
         self._does_wait_for_stage = deployment.num_stages > 1 and not deployment.has_lock_step
         self._shapes = shapes

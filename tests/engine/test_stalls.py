@@ -33,3 +33,10 @@ def test_a_stall_is_a_running_decode_left_out_of_a_step(steps: list[tuple[str, s
 def test_stalls_are_told_by_request():
     steps = [step_of(0, "ab"), step_of(1, "", "c"), step_of(2, "bc"), step_of(3, "abc")]
     assert stalls_by_request(steps) == {"a": 2, "b": 1}
+
+
+def test_steps_that_a_pipeline_leaves_to_others_are_no_stalls():
+    """Two stages: a and b take turns. Then a is left out of a step, and b of three."""
+    turns = ["a", "b", "a", "b", "c", "a", "c", "c", "b"]
+    steps = [step_of(index, name) for index, name in enumerate(turns)]
+    assert stalls_by_request(steps, num_stages=2) == {"a": 1, "b": 3}

@@ -111,6 +111,13 @@ def test_f17_a_rate_that_nothing_holds_is_no_capacity() -> None:
     assert len(found.trials) < MAX_TRIALS
 
 
+def test_f17_a_rate_that_everything_holds_is_unbounded() -> None:
+    found = find_capacity(lambda rate: step_trial(rate, float("inf")))
+    assert found.requests_per_s == float("inf")
+    assert found.at is found.trials[-1]
+    assert len(found.trials) < MAX_TRIALS
+
+
 def one_result(*, gap_s: float = 0.1, delay_s: float = 0.1, num_unfinished: int = 0) -> SimulationResult:
     """100 requests of 101 tokens, the first half served at once and the others after the delay, and the last ones unfinished."""
     requests = []
