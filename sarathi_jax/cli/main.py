@@ -23,6 +23,7 @@ COMMANDS = {
     "bench throughput": "run many requests, from given lengths or from a trace",
     "bench profile": "measure what steps take on this machine, and which token budget keeps a latency goal",
     "bench stalls": "show which scheduling policies stall, under steady decodes and arriving prompts",
+    "explain": "say why a request of a recorded run waited, and why its tokens came late",
     "simulate paper": "run Sarathi-Serve's evaluation in the simulator, beside what the paper says",
     "simulate replay": "make a recorded run again: the same decisions, byte for byte",
     "simulate run": "one load on a deployment that need not be here, by the scheduler that serves: latencies, stalls, bubbles",
@@ -40,6 +41,7 @@ WORDS = {
     "doctor": "",
     "simulate paper": "",
     "convert": "SRC DST ",
+    "explain": "RECORD REQUEST ",
     "simulate replay": "RECORD ",
 }  # the others take [MODEL]
 

@@ -154,16 +154,6 @@ class FlightRecord:
     events: list[Event]
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A row of a step, written out."""
-
-    request: int
-    start: int
-    num_tokens: int
-    does_sample: bool
-
-
 def write_record(path: Path, header: Header, requests: Iterable[RequestFacts], events: Iterable[Event]) -> None:
     """Write a file whole or not at all. Raises: OSError."""
     unfinished = path.with_name(path.name + ".part")
@@ -251,31 +241,3 @@ def _read_lines(path: Path) -> list[bytes]:
 
 def _wrong(path: Path, rule: str, got: str) -> ConfigError:
     return ConfigError(f"A flight record must have {rule}, got {path} with {got}: record again.")
-
-
-class RowReader:
-    """Rows of steps, one after the other in the order of the record: what is left out of a line stands in the one before."""
-
-    def __init__(self, path: str = "the record") -> None:
-        self._path = path
-        self._requests: list[int] = []
-        self._starts: list[int] = []
-
-    def rows(self, scheduled: Scheduled) -> list[Row]:
-        """All rows of the next step. Raises: ConfigError if they don't hold together."""
-        if scheduled.decodes is None:
-            self._starts = [start + 1 for start in self._starts]
-        else:
-            self._requests, self._starts = scheduled.decodes
-        rows = [Row(request, start, 1, True) for request, start in zip(self._requests, self._starts, strict=False)]
-        if len(self._requests) != len(self._starts):
-            raise ConfigError(
-                f"Decodes must have a start each, got step {scheduled.step} of {self._path}: record again."
-            )
-        for place, request, start, num_tokens, does_sample in scheduled.others:
-            if not 0 <= place <= len(rows):
-                raise ConfigError(
-                    f"A row must have a place in its step, got step {scheduled.step} of {self._path}: record again."
-                )
-            rows.insert(place, Row(request, start, num_tokens, does_sample))
-        return rows

@@ -18,10 +18,9 @@ from sarathi_jax.engine.flight_record import (
     Finished,
     FlightRecord,
     Idle,
-    Row,
-    RowReader,
     Scheduled,
 )
+from sarathi_jax.engine.record_rows import Row, RowReader
 from sarathi_jax.engine.step_notes import StepNotes
 from sarathi_jax.errors import ConfigError, RequestError
 from sarathi_jax.outputs import TokenLogprobs
@@ -89,7 +88,7 @@ class _Run:
         self._requests = RecordedRequests(record)
         self._numbers: dict[str, int] = {}
         self._notes = StepNotes(self._numbers, self._scheduler.limits.page_size)
-        self._recorded_rows, self._replayed_rows = RowReader("the record"), RowReader("the replay")
+        self._recorded_rows, self._replayed_rows = RowReader(), RowReader()
         self._in_flight: dict[int, tuple[Schedule, float]] = {}
         self._last_end_s = float("-inf")
         self._hash = hashlib.sha256()
@@ -154,7 +153,8 @@ class _Run:
             raise Parted("a step", f"step {event.step}", "none")
         note = self._notes.take(schedule)
         line = scheduled_line(note, event.now_s, event.dispatched_s, (0, 0, 0), is_whole=not note.num_steps_on)
-        recorded, replayed = self._recorded_rows.rows(event), self._replayed_rows.rows(line)
+        recorded = self._recorded_rows.rows(event).written_out()
+        replayed = self._replayed_rows.rows(line).written_out()
         ours, theirs = decision(line, replayed), decision(event, recorded)
         if ours != theirs:
             raise _parted(event, recorded, line, replayed)

@@ -1,8 +1,9 @@
 """A device without jax: it reads and writes a history by batch slot, as the real one does, and its next token is a plain function of all tokens so far."""
 
 import hashlib
+import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from sarathi_jax.engine.engine import Engine
 from sarathi_jax.engine.flight_recorder import FlightRecorder
 from sarathi_jax.errors import EngineError
 from sarathi_jax.outputs import TokenLogprobs
+from sarathi_jax.sampling_params import SamplingParams
 from sarathi_jax.scheduling.policy import Policy
 from sarathi_jax.scheduling.schedule import Schedule, ScheduledRow, StepResult
 from sarathi_jax.scheduling.scheduler import Scheduler
@@ -180,6 +182,56 @@ def make_rig() -> Callable[..., Rig]:
         return Rig(engine, executor, clock)
 
     return make
+
+
+@dataclass
+class RandomLoad:
+    """Random requests of every kind into a rig, with aborts. outputs: by request, of the last one of an id."""
+
+    rng: random.Random
+    talks: list[list[int]] = field(default_factory=list)
+    outputs: dict[str, Any] = field(default_factory=dict)
+
+    def run(self, rig: Any, num_requests: int) -> None:
+        live: list[str] = []
+        while num_requests or rig.engine.has_unfinished:
+            for _ in range(min(num_requests, self.rng.choice([0, 0, 1, 3]))):
+                live.append(self._add(rig, len(live)))
+                num_requests -= 1
+            events = rig.engine.abort(self.rng.choice(live[-6:])) if live and self.rng.random() < 0.05 else []
+            events += rig.engine.step() if rig.engine.has_unfinished else []
+            for event in events:
+                if event.output is not None:
+                    self.outputs[event.request_id] = event.output
+                    self.talks.append([*event.output.prompt_token_ids, *event.output.outputs[-1].token_ids])
+            rig.engine.scheduler.check_integrity()
+
+    def _add(self, rig: Any, number: int) -> str:
+        rng = self.rng
+        start = rng.choice(self.talks[-5:]) if self.talks and rng.random() < 0.4 else [1] * rng.choice([0, 4, 9])
+        prompt = [*start, *(rng.randrange(200, 256) for _ in range(rng.choice([1, 2, 30])))][:80]
+        if number % 7 == 3:
+            rig.executor.bad_requests.add(f"r{number}")
+        kinds = [{}, {}, {"n": 3}, {"stop": ("a", "xy")}, {"stop_token_ids": tuple(range(97, 104)), "min_tokens": 1}]
+        kinds += [{"n": 2, "stop": ("b",)}]
+        options = {"seed": rng.getrandbits(20), **rng.choice(kinds)}
+        salt = rng.choice(["", "", "x"])
+        # An id is free again as soon as its request has ended.
+        name = "again" if number % 5 == 4 and "again" not in rig.engine._entries else f"r{number}"
+        params = SamplingParams(max_tokens=rng.randint(1, 30), **options)
+        return rig.engine.add_request(prompt, params, request_id=name, cache_salt=salt)
+
+
+@pytest.fixture
+def random_run() -> Callable[[Rig, int, int], dict[str, Any]]:
+    """`random_run(rig, seed, num_requests)` runs them all. Returns: outputs by request."""
+
+    def run(rig: Rig, seed: int, num_requests: int) -> dict[str, Any]:
+        load = RandomLoad(random.Random(seed))
+        load.run(rig, num_requests)
+        return load.outputs
+
+    return run
 
 
 @pytest.fixture

@@ -3,16 +3,15 @@
 import gzip
 import json
 import logging
-import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sarathi_jax.engine.flight_record import FlightRecord, RowReader, Scheduled, read_record
+from sarathi_jax.engine.flight_record import FlightRecord, Scheduled, read_record
 from sarathi_jax.engine.flight_recorder import FlightRecorder
+from sarathi_jax.engine.record_rows import RowReader
 from sarathi_jax.engine.step_notes import StepNotes
 from sarathi_jax.errors import ConfigError, EngineError
 from sarathi_jax.sampling_params import SamplingParams
@@ -20,6 +19,7 @@ from sarathi_jax.simulation.replay import replay
 from sarathi_jax.text.tokenizer import Tokenizer
 
 type MakeRig = Callable[..., Any]
+type RandomRun = Callable[[Any, int, int], dict[str, Any]]
 
 
 def params(max_tokens: int = 8, **options: Any) -> SamplingParams:
@@ -123,41 +123,6 @@ def numbers_in(value: Any) -> list[Any]:
 # ---- replay
 
 
-@dataclass
-class RandomRun:
-    """Random requests of every kind into a rig, with aborts."""
-
-    rng: random.Random
-    talks: list[list[int]] = field(default_factory=list)
-
-    def run(self, rig: Any, num_requests: int) -> None:
-        live: list[str] = []
-        while num_requests or rig.engine.has_unfinished:
-            for _ in range(min(num_requests, self.rng.choice([0, 0, 1, 3]))):
-                live.append(self._add(rig, len(live)))
-                num_requests -= 1
-            if live and self.rng.random() < 0.05:
-                rig.engine.abort(self.rng.choice(live[-6:]))
-            for event in rig.engine.step() if rig.engine.has_unfinished else ():
-                if event.output is not None:
-                    self.talks.append([*event.output.prompt_token_ids, *event.output.outputs[-1].token_ids])
-            rig.engine.scheduler.check_integrity()
-
-    def _add(self, rig: Any, number: int) -> str:
-        rng = self.rng
-        start = rng.choice(self.talks[-5:]) if self.talks and rng.random() < 0.4 else [1] * rng.choice([0, 4, 9])
-        prompt = [*start, *(rng.randrange(200, 256) for _ in range(rng.choice([1, 2, 30])))][:80]
-        if number % 7 == 3:
-            rig.executor.bad_requests.add(f"r{number}")
-        kinds = [{}, {}, {"n": 3}, {"stop": ("a", "xy")}, {"stop_token_ids": tuple(range(97, 104)), "min_tokens": 1}]
-        kinds += [{"n": 2, "stop": ("b",)}]
-        options = {"seed": rng.getrandbits(20), **rng.choice(kinds)}
-        salt = rng.choice(["", "", "x"])
-        # An id is free again as soon as its request has ended.
-        name = "again" if number % 5 == 4 and "again" not in rig.engine._entries else f"r{number}"
-        return rig.engine.add_request(prompt, params(rng.randint(1, 30), **options), request_id=name, cache_salt=salt)
-
-
 @pytest.mark.parametrize("overlap", [True, False])
 @pytest.mark.parametrize(
     "options",
@@ -173,11 +138,16 @@ class RandomRun:
     ids=str,
 )
 def test_a_random_run_is_replayed_byte_for_byte(
-    make_rig: MakeRig, tokenizer: Tokenizer, tmp_path: Path, options: dict[str, Any], overlap: bool
+    make_rig: MakeRig,
+    random_run: RandomRun,
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+    options: dict[str, Any],
+    overlap: bool,
 ):
     rig = make_rig(overlap=overlap, tokenizer=tokenizer, **options)
     rig.executor.failing_steps = {20, 21, 60, 100}
-    RandomRun(random.Random(len(str(options)))).run(rig, 60)
+    random_run(rig, len(str(options)), 60)
     record = dumped(rig, tmp_path)
     found = replay(record)
     assert found.difference is None
@@ -207,7 +177,7 @@ def written_out(record: FlightRecord) -> Iterator[list[Any]]:
                 tables[request] = tables[request] + pages
             rows = [
                 (ids[row.request], row.start, row.num_tokens, row.does_sample, slots[row.request], tables[row.request])
-                for row in reader.rows(event)
+                for row in reader.rows(event).written_out()
             ]
             yield [event.step, rows, [ids[request] for request in event.preempted]]
 
@@ -250,9 +220,11 @@ def test_a_replay_tells_the_first_difference(make_rig: MakeRig, tmp_path: Path, 
 # ---- the ring
 
 
-def test_a_full_ring_drops_the_oldest_and_is_not_replayed(make_rig: MakeRig, tokenizer: Tokenizer, tmp_path: Path):
+def test_a_full_ring_drops_the_oldest_and_is_not_replayed(
+    make_rig: MakeRig, random_run: RandomRun, tokenizer: Tokenizer, tmp_path: Path
+):
     rig = make_rig(max_events=50, tokenizer=tokenizer)
-    RandomRun(random.Random(1)).run(rig, 60)
+    random_run(rig, 1, 60)
     record = dumped(rig, tmp_path)
     assert len(record.events) == 50 and record.header.num_dropped_events > 100
     mentioned = {number for event in record.events for number in getattr(event, "requests", ())}
@@ -261,11 +233,11 @@ def test_a_full_ring_drops_the_oldest_and_is_not_replayed(make_rig: MakeRig, tok
         replay(record)
 
 
-def test_memory_is_bounded_too(make_rig: MakeRig, tokenizer: Tokenizer):
+def test_memory_is_bounded_too(make_rig: MakeRig, random_run: RandomRun, tokenizer: Tokenizer):
     rig = make_rig(tokenizer=tokenizer)
     recorder = recorder_of(rig)
     recorder._max_bytes = 30_000
-    RandomRun(random.Random(2)).run(rig, 60)
+    random_run(rig, 2, 60)
     snapshot = recorder.snapshot()
     assert sum(event.num_bytes for event in snapshot.events) == recorder._num_bytes <= 30_000
     assert 20 < len(snapshot.events) < 100 and snapshot.num_dropped > 0

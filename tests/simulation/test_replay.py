@@ -18,14 +18,15 @@ from sarathi_jax.clock import WallClock
 from sarathi_jax.engine.engine import Engine
 from sarathi_jax.engine.flight_record import FlightRecord, read_record
 from sarathi_jax.engine.flight_recorder import FlightRecorder
+from sarathi_jax.errors import ConfigError
 from sarathi_jax.scheduling.policies import POLICIES
 from sarathi_jax.scheduling.schedule import Schedule, ScheduledRow
 from sarathi_jax.scheduling.scheduler import Scheduler
 from sarathi_jax.simulation.replay import replay
 
 PAGE_SIZE, MAX_MODEL_LEN, NUM_PAGES = 8, 120, 34
-BUDGET, WHOLE_BUDGET = 32, 128  # policies that never split a prompt need the second
-SPLIT_PROMPTS = {"sarathi", "alternating", "slo"}
+BUDGET, WHOLE_BUDGET = 32, 128
+WHOLE_PROMPTS = {"vllm", "orca", "request_level"}  # need a budget for the longest
 NEVER_PREEMPT = {"orca", "request_level"}
 LIMITS: dict[str, Any] = {
     "page_size": PAGE_SIZE,
@@ -118,7 +119,7 @@ def run(engine: Engine, load: Load, rng: random.Random, num_requests: int) -> No
 def recorded_run(llm: LLM, folder: Path, num_requests: int, **options: Any) -> tuple[FlightRecord, Load]:
     """Run an engine with a scheduler of its own over the executor, and read back what was recorded."""
     overlap, policy = options.pop("overlap"), options.pop("policy")
-    budget = BUDGET if policy in SPLIT_PROMPTS else WHOLE_BUDGET
+    budget = WHOLE_BUDGET if policy in WHOLE_PROMPTS else BUDGET
     sizes = {"num_pages": NUM_PAGES, "token_budget": budget, "vocab_size": llm.model_config.vocab_size}
     limits = {**sizes, **LIMITS, **options}
     scheduler, clock = Scheduler(policy, **limits), WallClock()
@@ -153,30 +154,36 @@ def check_identity(record: FlightRecord, load: Load, decisions: list[bytes]) -> 
     assert {"stop", "length", "abort"} <= set(load.finish_reasons)
 
 
-CASES = [
-    pytest.param(
-        policy,
-        overlap,
-        options,
-        id=f"{policy}-{'overlapped' if overlap else 'plain'}{'-' if options else ''}{'-'.join(options)}",
-    )
-    for policy in POLICIES
-    for overlap, options in ((True, {}), (False, {"is_prefix_caching": False}))
-]
+# A loop, and options of the scheduler.
+MODES: dict[str, tuple[bool, dict[str, Any]]] = {
+    "overlapped": (True, {}),
+    "plain": (False, {}),
+    "plain-uncached": (False, {"is_prefix_caching": False}),
+}
 
 
-@pytest.mark.parametrize(("policy", "overlap", "options"), CASES)
+@pytest.mark.parametrize(
+    ("policy", "mode"), [*((policy, "overlapped") for policy in POLICIES), ("sarathi", "plain-uncached")]
+)
 def test_100_requests_of_the_real_engine_are_replayed_byte_for_byte(
-    llm: LLM, tmp_path: Path, decisions: list[bytes], policy: str, overlap: bool, options: dict[str, Any]
+    llm: LLM, tmp_path: Path, decisions: list[bytes], policy: str, mode: str
 ):
+    overlap, options = MODES[mode]
     record, load = recorded_run(llm, tmp_path, 100, policy=policy, overlap=overlap, **options)
     check_identity(record, load, decisions)
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize(("policy", "overlap", "options"), CASES)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("policy", POLICIES)
 def test_1000_requests_of_the_real_engine_are_replayed_byte_for_byte(
-    llm: LLM, tmp_path: Path, decisions: list[bytes], policy: str, overlap: bool, options: dict[str, Any]
+    llm: LLM, tmp_path: Path, decisions: list[bytes], policy: str, mode: str
 ):
+    overlap, options = MODES[mode]
     record, load = recorded_run(llm, tmp_path, 1000, policy=policy, overlap=overlap, **options)
     check_identity(record, load, decisions)
+
+
+def test_an_engine_that_records_nothing_says_so(llm: LLM, tmp_path: Path):
+    with pytest.raises(ConfigError, match="flight_recorder must be above 0 to record anything, got 0"):
+        llm.dump_flight_record(tmp_path / "run.jsonl")
