@@ -16,18 +16,21 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from sarathi_jax.cli.options import Parser, UsageError
-from sarathi_jax.cli.simulate_options import add_simulated_arguments, read_engine, read_kind
+from sarathi_jax.cli.simulate_options import (
+    add_simulated_arguments,
+    derived_slos_s,
+    read_engine,
+    read_kind,
+    with_goal,
+)
 from sarathi_jax.cli.simulate_report import capacity_json, capacity_table, deployment_json, describe_deployment
 from sarathi_jax.cli.timeline import check_plotting
 from sarathi_jax.cli.workload import add_workload_arguments, workload
 from sarathi_jax.gpu_defaults import use_cpu
 from sarathi_jax.scheduling.policies import POLICIES, make_policy
-from sarathi_jax.scheduling.token_budget import REFERENCE_BATCH, REFERENCE_CONTEXT, RELAXED, STRICT
 from sarathi_jax.simulation.capacity import Capacity, Criterion, Trial, search_capacity
-from sarathi_jax.simulation.cost_model import CostModel
 from sarathi_jax.simulation.deployment import Deployment
 from sarathi_jax.simulation.processes import in_processes, num_cores
-from sarathi_jax.simulation.step_work import decode_work
 from sarathi_jax.simulation.workloads import RequestShape
 
 EXAMPLES = """  sarathi-jax simulate capacity mistral-7b --tbt-slo-ms 100 --num-requests 500
@@ -38,8 +41,9 @@ DEFAULT_NUM_REQUESTS = 2048
 
 
 class Cell(NamedTuple):
-    """One search."""
+    """One search. policy: its name."""
 
+    policy: str
     deployment: Deployment
     shapes: Sequence[RequestShape]
     criterion: Criterion
@@ -90,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     cells = read_cells(args)
     found = search_all(cells, args.processes)
     reports = [
-        capacity_json(str(cell.deployment.policy), cell.deployment.token_budget, cell.criterion, capacity)
+        capacity_json(cell.policy, cell.deployment.token_budget, cell.criterion, capacity)
         for cell, capacity in zip(cells, found, strict=True)
     ]
     first = cells[0]
@@ -122,13 +126,11 @@ def read_cells(args: argparse.Namespace) -> list[Cell]:
     some = next(iter(deployments.values()))
     slos_s = [each / 1e3 for each in args.tbt_slo_ms] if args.tbt_slo_ms else derived_slos_s(some.cost_model)
     criteria = [Criterion(tbt_slo_s=slo_s, max_median_delay_s=args.max_median_delay_s) for slo_s in slos_s]
-    return [Cell(deployment, shapes, criterion) for deployment in deployments.values() for criterion in criteria]
-
-
-def derived_slos_s(cost_model: CostModel) -> list[float]:
-    """Strict and relaxed, as the paper derives them (section 5.1)."""
-    decode_s = cost_model.step(decode_work(REFERENCE_BATCH, REFERENCE_CONTEXT)).latency_s
-    return [STRICT * decode_s, RELAXED * decode_s]
+    return [
+        Cell(policy, with_goal(deployment, criterion.tbt_slo_s), shapes, criterion)
+        for (policy, _), deployment in deployments.items()
+        for criterion in criteria
+    ]
 
 
 def search_all(cells: Sequence[Cell], num_processes: int) -> list[Capacity]:

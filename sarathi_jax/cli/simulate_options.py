@@ -2,14 +2,20 @@
 
 import argparse
 from collections.abc import Collection
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from sarathi_jax.cli.hardware_options import add_hardware_arguments, add_shape_arguments, read_topology
 from sarathi_jax.cli.model_options import model_name
 from sarathi_jax.cli.options import Parser, add_fields, given_fields
 from sarathi_jax.config import EngineConfig
+from sarathi_jax.scheduling.service_levels import service_levels
+from sarathi_jax.scheduling.token_budget import REFERENCE_BATCH, REFERENCE_CONTEXT, RELAXED, STRICT
+from sarathi_jax.simulation.cost_model import CostModel
+from sarathi_jax.simulation.deployment import Deployment
 from sarathi_jax.simulation.hardware import host_names
+from sarathi_jax.simulation.self_profile import slo_maker
+from sarathi_jax.simulation.step_work import decode_work
 
 if TYPE_CHECKING:
     from sarathi_jax.lab.simulated import SimulatedEngine
@@ -68,6 +74,23 @@ def read_kind(args: argparse.Namespace) -> "SimulatedEngine":
         host=args.host,
         has_lock_step=args.pipeline == PIPELINES[0],
     )
+
+
+def with_goal(deployment: Deployment, tbt_slo_s: float | None = None) -> Deployment:
+    """The policy `slo` is told its goal, and what steps take on the deployment, as on a machine that was profiled; others stay as they are.
+
+    tbt_slo_s: None is the paper's strict one.
+    """
+    if deployment.policy != "slo":
+        return deployment
+    levels = service_levels(derived_slos_s(deployment.cost_model)[0] if tbt_slo_s is None else tbt_slo_s)
+    return replace(deployment, policy=slo_maker(deployment, levels))
+
+
+def derived_slos_s(cost_model: CostModel) -> list[float]:
+    """Strict and relaxed, as the paper derives them (section 5.1)."""
+    decode_s = cost_model.step(decode_work(REFERENCE_BATCH, REFERENCE_CONTEXT)).latency_s
+    return [STRICT * decode_s, RELAXED * decode_s]
 
 
 def _skipped(skip: Collection[str]) -> list[str]:

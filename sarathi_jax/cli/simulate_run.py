@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sarathi_jax.cli.options import Parser
-from sarathi_jax.cli.simulate_options import add_simulated_arguments, read_engine, read_kind
+from sarathi_jax.cli.options import Parser, UsageError
+from sarathi_jax.cli.simulate_options import add_simulated_arguments, read_engine, read_kind, with_goal
 from sarathi_jax.cli.simulate_report import (
     bubbles_of,
     deployment_json,
@@ -43,6 +43,12 @@ DEFAULT_NUM_REQUESTS = 512
 def add_arguments(parser: Parser) -> None:
     add_simulated_arguments(parser)
     add_workload_arguments(parser, lengths="sharegpt", num_requests=DEFAULT_NUM_REQUESTS)
+    parser.add_argument(
+        "--tbt-slo-ms",
+        type=float,
+        metavar="X",
+        help="goal of the policy slo (default: 5 times a step of 32 decodes at 4k tokens each)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
         "--plot", type=Path, metavar="FILE.png", help="draw latencies as distributions, and the steps over time"
@@ -55,7 +61,10 @@ def run(args: argparse.Namespace) -> int:
         check_plotting(args.plot)
     shapes, engine = workload(args), read_engine(args)
     make_policy(engine.policy)
-    deployment = read_kind(args).deploy(engine, max(shape.num_tokens for shape in shapes))
+    goal_s = None if args.tbt_slo_ms is None else args.tbt_slo_ms / 1e3
+    if goal_s is not None and engine.policy != "slo":
+        raise UsageError(f"--tbt-slo-ms is the goal of the policy slo, got {engine.policy}: leave it out.")
+    deployment = with_goal(read_kind(args).deploy(engine, max(shape.num_tokens for shape in shapes)), goal_s)
     result, report = run_reported(deployment, shapes)
     report = {
         **deployment_json(engine.model, deployment),

@@ -67,6 +67,36 @@ def test_a_run_tells_of_stalls_by_policy(capsys: Captured, policy: str, budget: 
     assert report["num_unfinished"] == 0
 
 
+def test_slo_keeps_the_goal_it_is_told(capsys: Captured) -> None:
+    """With steps of up to 2,048 tokens: prompts are read in smaller ones where somebody decodes, and the goal decides how much smaller."""
+    words = (
+        "--policy",
+        "slo",
+        "--token-budget",
+        "2048",
+        "--lengths",
+        "sharegpt",
+        "--num-requests",
+        "60",
+        "--request-rate",
+        "3",
+    )
+    p99_s = {
+        goal_ms: json.loads(said(capsys, *RUN, *words, "--tbt-slo-ms", str(goal_ms), "--json"))["latencies"]["tbt_s"][
+            "p99"
+        ]
+        for goal_ms in (60, 150)
+    }
+    assert p99_s[60] <= 0.06 < p99_s[150] <= 0.15
+
+
+def test_capacity_tells_slo_each_goal(capsys: Captured) -> None:
+    words = ("--policy", "slo", "--token-budget", "1024", "--tbt-slo-ms", "30,60", *SHORT)
+    cells = json.loads(said(capsys, *CAPACITY, *words, "--json"))["cells"]
+    assert [(cell["policy"], cell["tbt_slo_s"]) for cell in cells] == [("slo", 0.03), ("slo", 0.06)]
+    assert all(cell["p99_tbt_s"] <= cell["tbt_slo_s"] for cell in cells)
+
+
 def test_a_pipeline_tells_where_its_stages_are_idle(capsys: Captured) -> None:
     words = ("--mesh", "stage=2", *SHORT, "--request-rate", "20")
     lock_step, series = (
@@ -189,6 +219,7 @@ def test_pictures_are_drawn(capsys: Captured, tmp_path: Path) -> None:
         ((*RUN, "--mesh", "stage=3"), "must divide mistral-7b, got: 32 layers do not divide into stage=3"),
         ((*RUN, "--topology", "2by4"), "--topology must be HOSTSxGPUS, got '2by4'"),
         (("simulate", "run", "falcon-180b"), "use more devices"),
+        ((*RUN, "--tbt-slo-ms", "50"), "--tbt-slo-ms is the goal of the policy slo, got sarathi"),
         ((*CAPACITY, "--tbt-slo-ms", "fast"), "argument --tbt-slo-ms: invalid list of float value: 'fast'"),
         ((*CAPACITY, "--tbt-slo-ms", "-3", *SHORT), "must be above 0"),
         ((*CAPACITY, "--processes", "0", *SHORT), "processes must be at least 1, got 0"),
