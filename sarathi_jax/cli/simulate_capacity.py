@@ -28,7 +28,7 @@ from sarathi_jax.cli.timeline import check_plotting
 from sarathi_jax.cli.workload import add_workload_arguments, workload
 from sarathi_jax.gpu_defaults import use_cpu
 from sarathi_jax.scheduling.policies import POLICIES, make_policy
-from sarathi_jax.simulation.capacity import Capacity, Criterion, Trial, search_capacity
+from sarathi_jax.simulation.capacity import GRANULARITY, Capacity, Criterion, Trial, search_capacity
 from sarathi_jax.simulation.deployment import Deployment
 from sarathi_jax.simulation.processes import in_processes, num_cores
 from sarathi_jax.simulation.workloads import RequestShape
@@ -47,9 +47,12 @@ class Cell(NamedTuple):
     deployment: Deployment
     shapes: Sequence[RequestShape]
     criterion: Criterion
+    granularity: float
 
     def search(self, on_trial: Callable[[Trial], None] | None = None) -> Capacity:
-        return search_capacity(self.deployment, self.shapes, self.criterion, on_trial=on_trial)
+        return search_capacity(
+            self.deployment, self.shapes, self.criterion, granularity=self.granularity, on_trial=on_trial
+        )
 
 
 def add_arguments(parser: Parser) -> None:
@@ -74,6 +77,13 @@ def add_arguments(parser: Parser) -> None:
         default=2.0,
         metavar="X",
         help="most that the median scheduling delay may be (default: 2)",
+    )
+    group.add_argument(
+        "--granularity",
+        type=float,
+        default=GRANULARITY,
+        metavar="X",
+        help=f"how far above the capacity the rate that fails may be, as a share of it (default: {GRANULARITY})",
     )
     add_workload_arguments(parser, lengths="sharegpt", num_requests=DEFAULT_NUM_REQUESTS, has_rate=False)
     output = parser.add_argument_group("what to do")
@@ -114,6 +124,10 @@ def run(args: argparse.Namespace) -> int:
 
 def read_cells(args: argparse.Namespace) -> list[Cell]:
     """What is asked, cell by cell: those that split prompts once a budget, the others once. Raises: ConfigError; CapacityError; ModelError."""
+    if not 0 < args.granularity <= 1:
+        raise UsageError(
+            f"--granularity must be above 0 and at most 1, got {args.granularity}: it is a share. Use {GRANULARITY}."
+        )
     shapes, kind = workload(args), read_kind(args)
     if any(shape.after is not None for shape in shapes) and args.arrivals == "own":
         raise UsageError("--arrivals own needs requests that wait for nobody, got chats: leave it out.")
@@ -127,7 +141,7 @@ def read_cells(args: argparse.Namespace) -> list[Cell]:
     slos_s = [each / 1e3 for each in args.tbt_slo_ms] if args.tbt_slo_ms else derived_slos_s(some.cost_model)
     criteria = [Criterion(tbt_slo_s=slo_s, max_median_delay_s=args.max_median_delay_s) for slo_s in slos_s]
     return [
-        Cell(policy, with_goal(deployment, criterion.tbt_slo_s), shapes, criterion)
+        Cell(policy, with_goal(deployment, criterion.tbt_slo_s), shapes, criterion, args.granularity)
         for (policy, _), deployment in deployments.items()
         for criterion in criteria
     ]

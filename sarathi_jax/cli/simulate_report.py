@@ -1,5 +1,6 @@
 """What simulated runs and searches came to: as JSON, and as text for people."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -51,6 +52,11 @@ def describe_deployment(report: dict[str, Any]) -> str:
     )
 
 
+def finite(value: float) -> float | None:
+    """JSON has no infinity."""
+    return value if math.isfinite(value) else None
+
+
 # ---- one run ----
 
 
@@ -71,7 +77,7 @@ def run_json(result: SimulationResult, num_stalls: int, bubbles: Bubbles | None)
         "requests_per_s": len(result.requests) / duration_s,
         "output_tokens_per_s": result.num_output_tokens / duration_s,
         "total_tokens_per_s": (num_prompt_tokens + result.num_output_tokens) / duration_s,
-        "backlog_drift": result.backlog_drift if result.backlog_drift != float("inf") else None,
+        "backlog_drift": finite(result.backlog_drift),
         "num_stalls": num_stalls,
         "latencies": {
             "ttft_s": percentiles(result.ttft_s),
@@ -104,6 +110,8 @@ def describe_run(report: dict[str, Any]) -> str:
         f" {report['num_stalls']} stalls, {report['num_prefix_hit_tokens']} tokens from the prefix cache",
         f"steps: {steps['num_steps']}, {steps['num_prefill_only']} prefill only, {steps['num_hybrid']} hybrid, {steps['num_decode_only']} decode only",
     ]
+    if (slo := report["tbt_slo"]) and slo["share_kept"] is not None:
+        lines.append(f"gaps of at most {slo['slo_s'] * 1e3:g} ms: {slo['share_kept']:.2%}")
     if stages := report["stages"]:
         total_s = stages["busy_s"] / (1 - stages["idle_share"])
         parts = [f"{title} {stages[name] / total_s:.1%}" for name, title in BUBBLE_NAMES.items()]
@@ -126,9 +134,9 @@ def capacity_json(policy: str, token_budget: int, criterion: Criterion, found: C
         "median_delay_s": at and at.median_delay_s,
         "median_ttft_s": at and at.median_ttft_s,
         "p99_ttft_s": at and at.p99_ttft_s,
-        "backlog_drift": at and at.backlog_drift,
+        "backlog_drift": at and finite(at.backlog_drift),
         "num_unfinished": at and at.num_unfinished,
-        "trials": [asdict(trial) for trial in found.trials],
+        "trials": [{**asdict(trial), "backlog_drift": finite(trial.backlog_drift)} for trial in found.trials],
     }
 
 

@@ -14,6 +14,7 @@ from sarathi_jax.simulation.workloads import RequestShape
 
 MAX_TRIALS = 40
 MAX_FACTOR = 2.0**16  # from the guess to the last rate that is tried
+GRANULARITY = 0.025
 NUM_SCOUTS = 256
 SCOUTED_STEP = 1.08
 
@@ -108,7 +109,7 @@ def judged(result: SimulationResult, requests_per_s: float, criterion: Criterion
 
 
 def find_capacity(
-    trial_at: Callable[[float], Trial], *, guess: float = 1.0, granularity: float = 0.025, step: float = 2.0
+    trial_at: Callable[[float], Trial], *, guess: float = 1.0, granularity: float = GRANULARITY, step: float = 2.0
 ) -> Capacity:
     """The highest rate that holds: away from the guess until one holds and one does not, then halved in ratio until the two are close.
 
@@ -145,12 +146,14 @@ def search_capacity(
     criterion: Criterion,
     *,
     guess: float = 1.0,
+    granularity: float = GRANULARITY,
     on_trial: Callable[[Trial], None] | None = None,
 ) -> Capacity:
     """The capacity of a deployment. Where requests are many, a search over some of them first says where to begin.
 
     Args:
       shapes: as in `run_trial`.
+      granularity: as in `find_capacity`.
       on_trial: told of each trial as it is made.
     """
 
@@ -168,7 +171,7 @@ def search_capacity(
         scouted = find_capacity(trial_of(shapes[:NUM_SCOUTS]), guess=guess)
         if 0 < scouted.requests_per_s < float("inf"):
             guess, step = scouted.requests_per_s, SCOUTED_STEP
-    return find_capacity(trial_of(shapes), guess=guess, step=step)
+    return find_capacity(trial_of(shapes), guess=guess, granularity=granularity, step=step)
 
 
 def _quantile(values: np.ndarray, q: float) -> float:

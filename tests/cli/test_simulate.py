@@ -219,7 +219,6 @@ def test_pictures_are_drawn(capsys: Captured, tmp_path: Path) -> None:
         ((*RUN, "--mesh", "stage=3"), "must divide mistral-7b, got: 32 layers do not divide into stage=3"),
         ((*RUN, "--topology", "2by4"), "--topology must be HOSTSxGPUS, got '2by4'"),
         (("simulate", "run", "falcon-180b"), "use more devices"),
-        ((*RUN, "--tbt-slo-ms", "50"), "--tbt-slo-ms is the goal of the policy slo, got sarathi"),
         ((*CAPACITY, "--tbt-slo-ms", "fast"), "argument --tbt-slo-ms: invalid list of float value: 'fast'"),
         ((*CAPACITY, "--tbt-slo-ms", "-3", *SHORT), "must be above 0"),
         ((*CAPACITY, "--processes", "0", *SHORT), "processes must be at least 1, got 0"),
