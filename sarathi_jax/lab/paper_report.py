@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sarathi_jax.lab.paper_grid import Check, Grid, Row, Task, run_grid
+from sarathi_jax.lab.paper_inputs import LayoutRow, LengthRow, input_checks, layout_rows, length_rows
 from sarathi_jax.lab.paper_runs import (
     AblationRow,
     BubbleRow,
@@ -29,11 +30,14 @@ class PaperReport:
     chunks: list[ChunkRow]
     interference: list[InterferenceRow]
     bubbles: list[BubbleRow]
+    lengths: list[LengthRow]
+    layouts: list[LayoutRow]
 
     @property
     def checks(self) -> list[Check]:
         """By the order of the paper's sections."""
         return [
+            *input_checks(self.lengths, self.layouts),
             *stall_checks(self.stalls),
             *step_checks(self.chunks, self.interference),
             *self.grid.checks(),
@@ -49,7 +53,7 @@ class PaperReport:
         return {"capacities": capacities, **parts, "checks": checks}
 
 
-_PARTS = ("ablation", "stalls", "chunks", "interference", "bubbles")
+_PARTS = ("ablation", "stalls", "chunks", "interference", "bubbles", "lengths", "layouts")
 
 
 def run_paper(
@@ -57,4 +61,13 @@ def run_paper(
 ) -> PaperReport:
     """tasks: of `grid_tasks`. on_done: as `run_grid`."""
     grid = run_grid(tasks, num_processes=num_processes, on_done=on_done)
-    return PaperReport(grid, ablation_rows(), stall_rows(), chunk_rows(), interference_rows(), bubble_rows())
+    return PaperReport(
+        grid=grid,
+        ablation=ablation_rows(),
+        stalls=stall_rows(),
+        chunks=chunk_rows(),
+        interference=interference_rows(),
+        bubbles=bubble_rows(),
+        lengths=length_rows(),
+        layouts=layout_rows(),
+    )

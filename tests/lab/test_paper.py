@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from sarathi_jax.lab.paper_grid import Grid, Row, Task, check_table, grid_table, grid_tasks, search
+from sarathi_jax.lab.paper_inputs import LayoutRow, LengthRow, input_checks, layout_rows, length_rows
 from sarathi_jax.lab.paper_runs import (
     ablation_checks,
     ablation_rows,
@@ -167,3 +168,20 @@ def test_f22_a_request_s_bubbles_are_much_longer_under_orca() -> None:
     assert [check.name.split()[0] for check in checks] == ["F22", "F23"]
     assert checks[0].is_met, check_table(checks)
     assert not bubble_checks([replace(row, median_bubble_s=1.0) for row in found])[0].is_met
+
+
+def test_f28_f24_lengths_and_layouts_are_the_paper_s() -> None:
+    """Figure 13a, read off to 10 %: 0.19 s over eight GPUs at a batch of 8, which is what the network's latency was set by."""
+    lengths, layouts = length_rows(), layout_rows()
+    assert all(check.is_met for check in input_checks(lengths, layouts))
+    assert [row.batch for row in layouts] == [8, 32, 128]
+    assert 0.17 <= layouts[0].tensor_s <= 0.21
+    assert layouts[0].tensor_s < layouts[2].tensor_s
+
+
+def test_f28_f24_checks_can_fail() -> None:
+    wrong = LengthRow("sharegpt", "prompt", (1730.0, 5696.0, 1900.0), (1730, 5696, 2088))
+    assert wrong.error == pytest.approx(188 / 2088)
+    checks = input_checks([wrong], [LayoutRow(8, 0.2, 0.05), LayoutRow(32, 0.2, 0.11)])
+    assert [check.is_met for check in checks] == [False, False]
+    assert checks[1].got == "4.00, 1.82"
