@@ -74,6 +74,7 @@ def header(recorder: notes.FlightRecorder, snapshot: notes.Snapshot, reason: str
         model=recorder.model,
         replica=recorder.replica,
         policy=scheduler.policy_name,
+        policy_options=recorder.policy_options,
         is_overlapped=recorder.is_overlapped,
         is_prefix_caching=scheduler.kv_pages.is_prefix_caching,
         limits={name: getattr(limits, name) for name in type(limits).__dataclass_fields__},
@@ -99,6 +100,7 @@ def request_facts(snapshot: notes.Snapshot) -> list[RequestFacts]:
     """One line a sample, by number."""
     block_numbers: dict[int, int] = {}
     salt_numbers: dict[str, int] = {"": 0}
+    client_numbers: dict[str, int] = {"": 0}
     return [
         RequestFacts(
             request=note.number,
@@ -111,6 +113,8 @@ def request_facts(snapshot: notes.Snapshot) -> list[RequestFacts]:
             num_samples=note.num_samples,
             priority=note.priority,
             salt=salt_numbers.setdefault(note.cache_salt, len(salt_numbers)),
+            slo_class=note.slo_class,
+            client=client_numbers.setdefault(note.client, len(client_numbers)),
             has_prompt_logprobs=note.has_prompt_logprobs,
             blocks=[block_numbers.setdefault(digest, len(block_numbers)) for digest in note.digests],
         )

@@ -14,6 +14,7 @@ import msgspec
 
 from sarathi_jax.errors import ConfigError
 from sarathi_jax.outputs import FinishReason
+from sarathi_jax.scheduling.service_levels import INTERACTIVE
 
 FORMAT = "sarathi-jax flight record"
 VERSION = 1
@@ -23,6 +24,7 @@ GZIP_MAGIC = b"\x1f\x8b"
 class Header(msgspec.Struct, frozen=True, kw_only=True, tag_field="line", tag="header"):
     """What was recorded, of which engine, and why it was written.
 
+    policy_options: what `scheduling/policies/recorded.py` makes the same policy of.
     clock_s: the engine's clock when it was written; all other times are of the same clock. written_at: the same moment, UTC.
     num_dropped_events: events that the ring no longer held; a record of which any is missing can't be replayed.
     """
@@ -35,6 +37,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, tag_field="line", tag="h
     model: str
     replica: int
     policy: str
+    policy_options: dict[str, Any] = {}
     is_overlapped: bool
     is_prefix_caching: bool
     limits: dict[str, int | float | bool | None]
@@ -48,7 +51,7 @@ class RequestFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """One sample of one request: all that decisions depend on.
 
     request: its number in this file. leader: the number of its prompt's first sample, where there are several.
-    salt: a number for each cache salt; 0 for none.
+    salt, client: a number for each cache salt and each client; 0 for none.
     blocks: numbers that stand for what its full KV blocks hold, prompt first, each with all before it: two requests have the same number where they
       begin with the same tokens, and only there.
     """
@@ -63,6 +66,8 @@ class RequestFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     num_samples: int = 1
     priority: int = 0
     salt: int = 0
+    slo_class: str = INTERACTIVE
+    client: int = 0
     has_prompt_logprobs: bool = False
     blocks: list[int] = []
 

@@ -18,6 +18,7 @@ from sarathi_jax.engine.executor import StepShape
 from sarathi_jax.engine.step_notes import StepNote, StepNotes
 from sarathi_jax.errors import EngineError
 from sarathi_jax.outputs import FinishReason
+from sarathi_jax.scheduling.policies.recorded import policy_options
 from sarathi_jax.scheduling.request import Request
 from sarathi_jax.scheduling.schedule import Schedule
 from sarathi_jax.scheduling.scheduler import Scheduler
@@ -106,6 +107,8 @@ class RequestNote(NamedTuple):
     num_samples: int
     priority: int
     cache_salt: str
+    slo_class: str
+    client: str
     has_prompt_logprobs: bool
     digests: "array[int]"
 
@@ -175,6 +178,7 @@ class FlightRecorder:
         self.model = model
         self.replica = replica
         self.is_overlapped = is_overlapped
+        self.policy_options = policy_options(scheduler.policy)
         self.fault: Exception | None = None
         self.watch: Watch | None = None
         self._clock = clock
@@ -346,6 +350,8 @@ class FlightRecorder:
             leader.sampling.n,
             request.priority,
             request.cache_salt,
+            request.slo_class,
+            request.client,
             request.sampling.prompt_logprobs is not None,
             array("Q", [int.from_bytes(block.digest[:8]) for block in request.block_chain[1:]]),
         )

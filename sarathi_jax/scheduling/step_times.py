@@ -149,6 +149,15 @@ class StepTimeModel:
         return cls(decode, mixed, per_row_s=per_row_s, per_context_s=per_context_s, per_pair_s=per_pair_s)
 
     @property
+    def log_ratio(self) -> float:
+        """Of `ratio`, as it is kept."""
+        return self._log_ratio
+
+    def resume(self, log_ratio: float, ratio: float) -> None:
+        """Go on from what was learned of all sizes."""
+        self._log_ratio, self._factor = log_ratio, ratio
+
+    @property
     def ratio(self) -> float:
         """What steps of all sizes take, over what they took in the profile."""
         return self._factor

@@ -24,6 +24,7 @@ from sarathi_jax.engine.record_rows import Row, RowReader
 from sarathi_jax.engine.step_notes import StepNotes
 from sarathi_jax.errors import ConfigError, RequestError
 from sarathi_jax.outputs import TokenLogprobs
+from sarathi_jax.scheduling.policies.recorded import policy_from
 from sarathi_jax.scheduling.schedule import Schedule, ScheduledRow, StepResult
 from sarathi_jax.scheduling.scheduler import Scheduler
 from sarathi_jax.simulation.replay_requests import STOP, VOCAB_SIZE, RecordedRequests
@@ -207,7 +208,7 @@ def make_scheduler(record: FlightRecord) -> Scheduler:
     header = record.header
     try:
         return Scheduler(
-            header.policy,
+            policy_from(header.policy, header.policy_options),
             is_prefix_caching=header.is_prefix_caching,
             **{**header.limits, "vocab_size": VOCAB_SIZE},  # pyright: ignore[reportArgumentType]
         )

@@ -53,6 +53,8 @@ class RecordedRequests:
             eos_token_ids=(STOP,),
             cache_salt=str(facts.salt) if facts.salt else "",
             priority=facts.priority,
+            slo_class=facts.slo_class,
+            client=str(facts.client) if facts.client else "",
         )
         for number, sample in zip(numbers, scheduler.add(request), strict=True):
             self._numbers[sample.request_id] = number

@@ -88,6 +88,14 @@ class SloPolicy:
         self._ahead: deque[StepAhead] = deque()
         self._completed_s = float("-inf")
 
+    @property
+    def sizes(self) -> Sequence[int]:
+        return self._sizes
+
+    @property
+    def is_fair(self) -> bool:
+        return self._shares is not None
+
     def check(self, limits: SchedulerLimits) -> None:
         """Any limits will do."""
 
