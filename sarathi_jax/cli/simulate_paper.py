@@ -6,6 +6,7 @@ bubbles, and checks the paper's statements. docs/paper.md explains where figures
 
 import argparse
 import json
+import resource
 import sys
 import time
 from pathlib import Path
@@ -59,19 +60,33 @@ def run(args: argparse.Namespace) -> int:
 
         num_processes = num_cores() if args.processes is None else args.processes
         report = run_paper(tasks, num_processes=num_processes, on_done=done)
-    seconds = time.perf_counter() - started_s
+    seconds, cpu_seconds = time.perf_counter() - started_s, _cpu_seconds()
     if args.json:
         print(
             json.dumps(
-                {"version": __version__, "num_requests": args.num_requests, "seconds": seconds, **report.as_json()}
+                {
+                    "version": __version__,
+                    "num_requests": args.num_requests,
+                    "seconds": seconds,
+                    "cpu_seconds": cpu_seconds,
+                    **report.as_json(),
+                }
             )
         )
     else:
         print(describe(report))
-        print(f"\n{len(tasks)} searches of {args.num_requests} requests a trial in {seconds:.0f} s")
+        print(
+            f"\n{len(tasks)} searches of {args.num_requests} requests a trial in {seconds:.0f} s, {cpu_seconds:.0f} s of CPU"
+        )
     if args.plot:
         plot_paper(report, args.plot)
     return 0
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of those that it started and that have ended."""
+    own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
 
 def _read_models(text: str | None) -> list[str] | None:
