@@ -9,6 +9,7 @@ from sarathi_jax.errors import ConfigError
 
 TOKEN_TILE = 128  # mixed buckets are multiples of this: GPU matrix products come in tiles of 128 rows
 DEFAULT_TOKEN_BUDGET = 512  # Sarathi-Serve's for strict latency goals
+SLO_TOKEN_BUDGET = 2048  # the largest step that `slo` may choose; beyond it a token costs no less
 
 
 def _field(default: Any, help_text: str) -> Any:
@@ -37,6 +38,16 @@ class EngineConfig:
     tbt_slo_ms: float | None = _field(
         None, "milliseconds between two tokens of a request that 99 of 100 are to keep: chooses the token budget"
     )
+    ttft_slo_ms: float | None = _field(
+        None, "goal of the policy slo for a first token; unset: in proportion to the prompt's length"
+    )
+    batch_tbt_slo_ms: float | None = _field(
+        None, "goal of the policy slo for requests of the class batch, on average over an output; unset: 5 x tbt_slo_ms"
+    )
+    batch_ttft_slo_ms: float | None = _field(
+        None, "goal of the policy slo for a first token of the class batch; unset: a minute"
+    )
+    fair_clients: bool = _field(False, "of the policy slo: clients that were served less come first")
     profile: str | None = _field(None, "file that `sarathi-jax bench profile` wrote, which tbt_slo_ms is looked up in")
     max_num_seqs: int = _field(128, "most requests that run at a time")
     max_model_len: int | None = _field(
@@ -107,6 +118,7 @@ class EngineConfig:
             raise ConfigError(
                 f"page_size={self.page_size} must be a power of two: kernels split positions by shifts. Use 16."
             )
+        _check_goals(self)
         _check_budget(self)
         if (
             isinstance(self.memory_fraction, bool)
@@ -134,7 +146,8 @@ class EngineConfig:
     @property
     def step_tokens(self) -> int:
         """Most tokens of one step: the token budget, where it was given or has been chosen (`scheduling.token_budget`), else the default."""
-        return DEFAULT_TOKEN_BUDGET if self.token_budget is None else self.token_budget
+        default = SLO_TOKEN_BUDGET if self.policy == "slo" else DEFAULT_TOKEN_BUDGET
+        return default if self.token_budget is None else self.token_budget
 
     @property
     def mesh_shape(self) -> dict[str, int]:
@@ -145,12 +158,28 @@ class EngineConfig:
 MESH_AXES = ("data", "stage", "expert", "tensor")
 
 
+GOALS = ("tbt_slo_ms", "ttft_slo_ms", "batch_tbt_slo_ms", "batch_ttft_slo_ms")
+
+
+def _check_goals(config: EngineConfig) -> None:
+    for name in GOALS:
+        goal_ms = getattr(config, name)
+        is_number = isinstance(goal_ms, int | float) and not isinstance(goal_ms, bool)
+        if goal_ms is not None and not (is_number and 0 < goal_ms < math.inf):
+            raise ConfigError(f"{name}={goal_ms!r} must be above 0: it is a time in milliseconds. Use 100.")
+    if config.policy == "slo" and config.tbt_slo_ms is None:
+        raise ConfigError(
+            "policy='slo' needs tbt_slo_ms, got none: say how far apart tokens may be, as in tbt_slo_ms=100."
+        )
+    for name in (*GOALS[1:], "fair_clients"):
+        if config.policy != "slo" and getattr(config, name):
+            raise ConfigError(
+                f"{name} is for policy='slo', got policy={config.policy!r}: choose that policy, or leave {name} out."
+            )
+
+
 def _check_budget(config: EngineConfig) -> None:
     slo_ms = config.tbt_slo_ms
-    if slo_ms is not None and (
-        isinstance(slo_ms, bool) or not isinstance(slo_ms, int | float) or not 0 < slo_ms < math.inf
-    ):
-        raise ConfigError(f"tbt_slo_ms={slo_ms!r} must be above 0: it is a time in milliseconds. Use 100.")
     if not config.is_budget_from_slo:
         if config.step_tokens < config.max_num_seqs:
             raise ConfigError(

@@ -20,20 +20,20 @@ from sarathi_jax.engine.flight_recorder import FlightRecorder
 from sarathi_jax.engine.flight_watch import FlightWatch
 from sarathi_jax.engine.replicas import AnyEngine, EngineReplicas
 from sarathi_jax.errors import ConfigError, EngineError, ModelNotFoundError, RequestError
-from sarathi_jax.execution.build import EnginePrograms, choose_max_model_len
+from sarathi_jax.execution.build import EnginePrograms
 from sarathi_jax.execution.compile_ledger import CompileLedger
 from sarathi_jax.execution.executor import JaxExecutor
 from sarathi_jax.execution.led_group import LedGroup
 from sarathi_jax.execution.replicas import build_replicas, start_replicas
 from sarathi_jax.group.leader import Leader
 from sarathi_jax.group.place import find_place
-from sarathi_jax.models import ModelConfig
 from sarathi_jax.outputs import RequestOutput, StreamEvent
+from sarathi_jax.profiling import least_limits, make_slo_policy, start_profile
 from sarathi_jax.sampling_params import SamplingParams
-from sarathi_jax.scheduling.limits import SchedulerLimits
 from sarathi_jax.scheduling.policies import make_policy
-from sarathi_jax.scheduling.policy import Policy
 from sarathi_jax.scheduling.scheduler import Scheduler
+from sarathi_jax.scheduling.service_levels import INTERACTIVE
+from sarathi_jax.scheduling.step_profile import StepProfile
 from sarathi_jax.scheduling.token_budget import with_token_budget
 from sarathi_jax.text.chat import encode_chat
 from sarathi_jax.text.chat_template import ChatTemplate
@@ -69,15 +69,15 @@ class LLM:
         self.model_config = source.config
         self.tokenizer = None if source.folder is None else _load_tokenizer(source.folder)
         self._template = None if source.folder is None else ChatTemplate.from_folder(source.folder)
-        policy = make_policy(self.config.policy)
-        policy.check(_least_limits(self.config, source.config))
+        make_policy(self.config.policy).check(least_limits(self.config, source.config))
         built = _build(source, self.config, has_bars, self._group)
         self.compile_ledger: CompileLedger = built[0][0].ledger
         for programs, _ in built[1:]:
             self.compile_ledger.absorb(programs.ledger)
         self.memory_plan = built[0][0].plan
+        profile = start_profile(self.config, built[0][1], progress=has_bars) if self.config.policy == "slo" else None
         self.engines = [
-            _make_engine(*each, self.config, policy, self.tokenizer, place) for place, each in enumerate(built)
+            _make_engine(*each, self.config, profile, self.tokenizer, place) for place, each in enumerate(built)
         ]
         self.engine: AnyEngine = (
             self.engines[0] if len(self.engines) == 1 else EngineReplicas(self.engines, seed=self.config.seed)
@@ -95,6 +95,8 @@ class LLM:
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         progress: bool = False,
+        slo_class: str = INTERACTIVE,
+        client: str = "",
     ) -> list[RequestOutput]:
         """Complete prompts.
 
@@ -102,12 +104,13 @@ class LLM:
           prompts: a text, several, or several lists of token ids.
           params: for all, or one a prompt; None is SamplingParams().
           progress: show a bar on standard error.
+          slo_class, client: as `Engine.add_request` has them, of all of them.
         Returns: one output a prompt, in their order.
         Raises: RequestError, naming the prompt, if one can't be served: none is started then. EngineError if the engine fails.
         """
         batch = _as_list(prompts)
         each = _params_of_each(params, len(batch))
-        request_ids = self._add_all(batch, each)
+        request_ids = self._add_all(batch, each, slo_class, client)
         try:
             with tqdm(total=len(batch), desc="generate", unit="request", disable=not progress) as bar:
                 while missing := [each_id for each_id in request_ids if each_id not in self._outputs]:
@@ -118,12 +121,19 @@ class LLM:
         finally:
             self._forget(request_ids)
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamEvent]:
-        """Complete one prompt, token by token. The request is queued at once; leaving the iteration aborts it.
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        slo_class: str = INTERACTIVE,
+        client: str = "",
+    ) -> Iterator[StreamEvent]:
+        """Complete one prompt, token by token. The request is queued at once; leaving the iteration aborts it. slo_class, client: as in `generate`.
 
         Raises: RequestError if the prompt can't be served; EngineError, while iterating, if the engine fails.
         """
-        request_id = self.engine.add_request(prompt, params)
+        request_id = self.engine.add_request(prompt, params, slo_class=slo_class, client=client)
         self._events[request_id] = []
         stream = self._stream(request_id)
         next(stream)  # to where leaving it aborts the request
@@ -200,12 +210,14 @@ class LLM:
             elif event.output is not None:
                 self._outputs[event.request_id] = event.output
 
-    def _add_all(self, prompts: Sequence[Prompt], params: Sequence[SamplingParams]) -> list[str]:
+    def _add_all(
+        self, prompts: Sequence[Prompt], params: Sequence[SamplingParams], slo_class: str, client: str
+    ) -> list[str]:
         request_ids: list[str] = []
         try:
             for index, (prompt, each) in enumerate(zip(prompts, params, strict=True)):
                 try:
-                    request_ids.append(self.engine.add_request(prompt, each))
+                    request_ids.append(self.engine.add_request(prompt, each, slo_class=slo_class, client=client))
                 except RequestError as error:
                     raise RequestError(f"Prompt {index}: {error}", param=error.param) from error
         except BaseException:
@@ -289,30 +301,17 @@ def _build(
     return group.run(source, build)
 
 
-def _least_limits(config: EngineConfig, model: ModelConfig) -> SchedulerLimits:
-    """What the scheduler's limits will be, before memory says how many pages there are: as many as one request may need, or as asked."""
-    max_model_len = choose_max_model_len(config.max_model_len, model)
-    return SchedulerLimits(
-        num_pages=config.num_pages or -(-max_model_len // config.page_size),
-        page_size=config.page_size,
-        token_budget=config.step_tokens,
-        max_num_seqs=config.max_num_seqs,
-        max_model_len=max_model_len,
-        vocab_size=model.vocab_size,
-    )
-
-
 def _make_engine(
     programs: EnginePrograms,
     executor: JaxExecutor,
     config: EngineConfig,
-    policy: Policy,
+    profile: StepProfile | None,
     tokenizer: Tokenizer | None,
     replica: int,
 ) -> Engine:
     model_config = programs.model_state.config
     scheduler = Scheduler(
-        policy,
+        config.policy if profile is None else make_slo_policy(config, profile),
         num_pages=programs.geometry.num_pages,
         page_size=config.page_size,
         token_budget=config.step_tokens,

@@ -18,7 +18,7 @@ CODE_FOLDERS = ("sarathi_jax", "kernels", "models", "serve", "tests", "benchmark
 BASE = ["errors", "clock", "gpu_defaults", "sampling_params", "config", "outputs"]
 HOST = [*BASE, "text", "scheduling", "engine", "simulation", "group"]
 DEVICE = [*BASE, "kernels", "models", "sharding", "checkpoints", "execution"]
-TOP = ["generate", "restore", "llm", "follow", "lab", "serve", "cli"]
+TOP = ["generate", "restore", "profiling", "llm", "follow", "lab", "serve", "cli"]
 BELOW = {
     **{name: set(BASE[:position]) for position, name in enumerate(BASE)},
     "text": set(BASE),
@@ -33,11 +33,12 @@ BELOW = {
     "execution": {*BASE, "kernels", "models", "sharding", "checkpoints", "group"},
     "generate": {*HOST, *DEVICE},
     "restore": set(DEVICE),
-    "llm": {*HOST, *DEVICE, "generate"},
+    "profiling": {*HOST, *DEVICE},
+    "llm": {*HOST, *DEVICE, "generate", "profiling"},
     "follow": {*HOST, *DEVICE, "llm"},
     "lab": {*HOST, *DEVICE},
     "serve": {*HOST, *DEVICE, "generate", "llm", "follow"},
-    "cli": {*HOST, *DEVICE, "generate", "llm", "follow", "lab", "serve", "__version__"},
+    "cli": {*HOST, *DEVICE, "generate", "profiling", "llm", "follow", "lab", "serve", "__version__"},
     "": set(),
 }
 # The two columns meet in the executor: it takes schedules and fulfils the engine's port.

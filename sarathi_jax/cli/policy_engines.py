@@ -9,7 +9,6 @@ from dataclasses import asdict
 from typing import NamedTuple
 
 from sarathi_jax.checkpoints.model_source import find_model
-from sarathi_jax.cli.profile_run import measure
 from sarathi_jax.clock import WallClock
 from sarathi_jax.config import EngineConfig
 from sarathi_jax.engine.engine import Engine
@@ -19,6 +18,7 @@ from sarathi_jax.execution.buckets import Variant
 from sarathi_jax.execution.build import EnginePrograms
 from sarathi_jax.execution.executor import JaxExecutor
 from sarathi_jax.execution.replicas import build_replicas, start_replicas
+from sarathi_jax.profiling import measure
 from sarathi_jax.scheduling.limits import SchedulerLimits
 from sarathi_jax.scheduling.policy import Policy
 from sarathi_jax.scheduling.scheduler import Scheduler

@@ -21,6 +21,7 @@ from sarathi_jax.outputs import FinishReason, RequestOutput, StreamEvent, TokenL
 from sarathi_jax.sampling_params import SamplingParams
 from sarathi_jax.scheduling.request import Request
 from sarathi_jax.scheduling.scheduler import Scheduler
+from sarathi_jax.scheduling.service_levels import INTERACTIVE, check_class
 from sarathi_jax.text.output_text import OutputText
 from sarathi_jax.text.tokenizer import Tokenizer
 
@@ -103,6 +104,8 @@ class Engine:
         request_id: str | None = None,
         arrival_s: float | None = None,
         cache_salt: str = "",
+        slo_class: str = INTERACTIVE,
+        client: str = "",
     ) -> str:
         """Queue a request.
 
@@ -112,10 +115,12 @@ class Engine:
           request_id: None makes one up.
           arrival_s: on the engine's clock; None is now.
           cache_salt: KV pages are shared only among requests of the same salt.
+          slo_class, client: "interactive" or "batch", and who asks, for policies that look at them (`scheduling.service_levels`).
         Returns: its id.
         Raises: RequestError if it can't be served; nothing has changed then.
         """
         params = params or SamplingParams()
+        check_class(slo_class, client)
         token_ids = self._token_ids(prompt)
         if params.stop and self._tokenizer is None:
             raise RequestError("stop needs a tokenizer, got a model without one: use stop_token_ids.", param="stop")
@@ -129,6 +134,8 @@ class Engine:
             max_tokens=max(limit, 1) if params.max_tokens is None else params.max_tokens,
             eos_token_ids=self._eos_token_ids,
             cache_salt=cache_salt,
+            slo_class=slo_class,
+            client=client,
         )
         added = self.scheduler.add(request)
         if self.recorder is not None:

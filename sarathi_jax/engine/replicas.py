@@ -14,6 +14,7 @@ from sarathi_jax.engine.records import StepRecord
 from sarathi_jax.errors import RequestError
 from sarathi_jax.outputs import StreamEvent
 from sarathi_jax.sampling_params import SamplingParams
+from sarathi_jax.scheduling.service_levels import INTERACTIVE
 
 POLL_S = 5e-5
 
@@ -48,6 +49,8 @@ class EngineReplicas:
         request_id: str | None = None,
         arrival_s: float | None = None,
         cache_salt: str = "",
+        slo_class: str = INTERACTIVE,
+        client: str = "",
     ) -> str:
         """Queue a request with the engine that has the fewest. Args, returns, raises: as `Engine.add_request`."""
         request_id = request_id or self._new_id()
@@ -65,6 +68,8 @@ class EngineReplicas:
             request_id=request_id,
             arrival_s=arrival_s,
             cache_salt=cache_salt,
+            slo_class=slo_class,
+            client=client,
         )
         self._places[added] = engine
         return added

@@ -58,6 +58,19 @@ def plan_probes(decode_sizes: Sequence[int], mixed_sizes: Sequence[int], limits:
     return [probe for probe in dict.fromkeys(probes) if _fits(probe, limits)]
 
 
+def quick_probes(decode_sizes: Sequence[int], mixed_sizes: Sequence[int], limits: SchedulerLimits) -> list[Probe]:
+    """The fewest that tell the terms apart: each size once, decodes at a short and a long context, and one chunk after a long history. `observe` learns the rest."""
+    probes: list[Probe] = []
+    for size in decode_sizes:
+        longest = _longest_context(size, limits.num_pages, limits)
+        probes += [Probe(size, min(SHORT_CONTEXT, longest)), Probe(size, longest)]
+    probes += [Probe(chunks=_chunks(size, limits)) for size in mixed_sizes]
+    middle = _chunks(mixed_sizes[len(mixed_sizes) // 2], limits)
+    longest = _longest_context(len(middle), limits.num_pages, limits)
+    probes.append(Probe(chunks=middle, cached=max(longest - max(middle), 0)))
+    return [probe for probe in dict.fromkeys(probes) if _fits(probe, limits)]
+
+
 def _hybrids(size: int, num_decodes: int, limits: SchedulerLimits) -> list[Probe]:
     """Decodes at a short and at a long context beside new prompts."""
     num_decodes = min(num_decodes, limits.max_num_seqs - len(_chunks(size, limits)))

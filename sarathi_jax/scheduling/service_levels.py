@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sarathi_jax.errors import ConfigError
+from sarathi_jax.errors import ConfigError, RequestError
 
 INTERACTIVE = "interactive"
 BATCH = "batch"
+
+
+CLASSES = (INTERACTIVE, BATCH)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,3 +44,13 @@ def service_levels(
         INTERACTIVE: ServiceLevel(tbt_slo_s=tbt_slo_s, ttft_slo_s=ttft_slo_s),
         BATCH: ServiceLevel(tbt_slo_s=batch_tbt_slo_s, ttft_slo_s=batch_ttft_slo_s, carries_slack=True),
     }
+
+
+def check_class(slo_class: object, client: object) -> None:
+    """Raises: RequestError, with `param`, if there is no such class, or the client is no text."""
+    if slo_class not in CLASSES:
+        raise RequestError(
+            f"slo_class must be one of {', '.join(CLASSES)}, got {slo_class!r}: choose one.", param="slo_class"
+        )
+    if not isinstance(client, str):
+        raise RequestError(f"client must be a text, got {client!r}: pass who asks, or leave it out.", param="client")

@@ -95,14 +95,15 @@ def with_token_budget(config: EngineConfig) -> EngineConfig:
         return config
     assert config.tbt_slo_ms is not None and config.profile is not None, "the config has checked this"
     profile = read_profile(Path(config.profile))
-    _check_profile(profile, config)
+    check_profile(profile, config)
     load = budget_load(profile, config.max_num_seqs)
     budget = compute_token_budget(config.tbt_slo_ms / 1e3, StepTimeModel.fit(profile), profiled_sizes(profile), load)
     logger.info("token budget %d: the largest step within %g ms in %s", budget, config.tbt_slo_ms, config.profile)
     return replace(config, token_budget=budget, tbt_slo_ms=None, profile=None)
 
 
-def _check_profile(profile: StepProfile, config: EngineConfig) -> None:
+def check_profile(profile: StepProfile, config: EngineConfig) -> None:
+    """Raises: ConfigError if a profile is of another model or mesh than the engine's."""
     wanted = {"model": Path(config.model).name, "mesh": mesh_name(config)}
     found = {"model": Path(profile.model).name, "mesh": profile.mesh}
     for name in wanted:
