@@ -167,10 +167,6 @@ def _check_goals(config: EngineConfig) -> None:
         is_number = isinstance(goal_ms, int | float) and not isinstance(goal_ms, bool)
         if goal_ms is not None and not (is_number and 0 < goal_ms < math.inf):
             raise ConfigError(f"{name}={goal_ms!r} must be above 0: it is a time in milliseconds. Use 100.")
-    if config.policy == "slo" and config.tbt_slo_ms is None:
-        raise ConfigError(
-            "policy='slo' needs tbt_slo_ms, got none: say how far apart tokens may be, as in tbt_slo_ms=100."
-        )
     for name in (*GOALS[1:], "fair_clients"):
         if config.policy != "slo" and getattr(config, name):
             raise ConfigError(

@@ -89,8 +89,12 @@ def profiled_sizes(profile: StepProfile) -> Sequence[int]:
 def with_token_budget(config: EngineConfig) -> EngineConfig:
     """The options with the token budget in the place of the goal that it was chosen for, if it was to be.
 
-    Raises: ConfigError if the profile can't be read, is of another model or mesh, or has no step within the goal.
+    Raises: ConfigError if the profile can't be read, is of another model or mesh, or has no step within the goal; or if the policy `slo` has no goal.
     """
+    if config.policy == "slo" and config.tbt_slo_ms is None:
+        raise ConfigError(
+            "policy='slo' needs tbt_slo_ms, got none: say how far apart tokens may be, as in tbt_slo_ms=100."
+        )
     if not config.is_budget_from_slo:
         return config
     assert config.tbt_slo_ms is not None and config.profile is not None, "the config has checked this"
