@@ -31,7 +31,7 @@ def test_the_example_is_eight_lines() -> None:
     assert len([line for line in code_blocks("python")[0].splitlines() if line]) <= 8
 
 
-@pytest.mark.parametrize("word", re.findall(r"sarathi-jax (generate|chat|bench \w+|[a-z]+)", README))
+@pytest.mark.parametrize("word", re.findall(r"sarathi-jax (generate|chat|(?:bench|simulate) \w+|[a-z]+)", README))
 def test_its_commands_are_there(word: str) -> None:
     assert word in COMMANDS
 
