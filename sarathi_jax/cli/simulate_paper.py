@@ -108,9 +108,9 @@ def describe(report: PaperReport) -> str:
         f"{row.num_prompt_tokens:>8}{row.num_chunk_tokens:>11}{row.overhead:>11.1%}{row.measured_overhead:>8.1%}{row.kv_read_ratio:>10.1f}"
         for row in report.chunks
     ]
-    bubbles = [f"{'':<10}{'bubble of a request':>21}{'busy':>8}{'PB1':>8}{'PB2':>8}{'PB3':>8}"]
+    bubbles = [f"{'':<10}{'batch':>6}{'bubble of a request':>21}{'busy':>8}{'PB1':>8}{'PB2':>8}{'PB3':>8}"]
     bubbles += [
-        f"{row.policy:<10}{row.median_bubble_s:>20.2f}s{row.busy_share:>8.1%}{row.prefill_size_share:>8.1%}{row.prefill_decode_share:>8.1%}{row.decode_context_share:>8.1%}"
+        f"{row.policy:<10}{row.max_num_seqs:>6}{row.median_bubble_s:>20.2f}s{row.busy_share:>8.1%}{row.prefill_size_share:>8.1%}{row.prefill_decode_share:>8.1%}{row.decode_context_share:>8.1%}"
         for row in report.bubbles
     ]
     parts = {
