@@ -124,12 +124,11 @@ def request_facts(snapshot: notes.Snapshot) -> list[RequestFacts]:
 
 def event_lines(events: "list[notes.Note]") -> Iterator[Event]:
     """One line an event."""
-    last: tuple[Decodes, int] | None = None
+    last: Decodes | None = None
     for each in events:
         match each:
             case notes.ScheduledNote(_, note, now_s, dispatched_s, num_running, num_waiting, num_free_pages):
-                does_go_on = last is not None and last[0] is note.decodes and last[1] == note.num_steps_on - 1
-                last = note.decodes, note.num_steps_on
+                does_go_on, last = note.decodes is last, note.decodes  # notes are of all steps, one after the other
                 counts = num_running, num_waiting, num_free_pages
                 yield scheduled_line(note, now_s, dispatched_s, counts, is_whole=not does_go_on)
             case notes.CompletedNote(_, step, asked_s, end_s, bucket, ended, compiled, is_lost):

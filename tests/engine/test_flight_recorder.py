@@ -86,6 +86,43 @@ def test_a_decode_that_crosses_into_a_page_is_noted_with_it(make_rig: MakeRig, t
     assert [step.decodes for step in steps] == [([], []), ([0], [3]), None, None, None, None, None]
 
 
+def test_an_empty_look_is_noted_once(make_rig: MakeRig, tmp_path: Path):
+    """The overlapped loop asks for a fourth step while the last token is under way: there is none."""
+    rig = make_rig()
+    rig.engine.add_request([5], params(3))
+    rig.drain()
+    kinds = [type(event).__name__.lower() for event in dumped(rig, tmp_path).events]
+    assert kinds == [*("arrived", "scheduled", "scheduled", "completed", "scheduled", "completed", "idle", "completed")]
+
+
+@pytest.mark.parametrize("way", ["preempted", "ended"])
+def test_a_request_that_starts_anew_where_it_was_is_noted_as_such(make_rig: MakeRig, tmp_path: Path, way: str):
+    """Pages of 4. At position 4 a is preempted, or ends and comes back with what it had: either way 4 tokens are found, and its row is just where the next one would be."""
+    rig = make_rig(overlap=False, preempt_every_steps=3 if way == "preempted" else None)
+    rig.engine.add_request([1, 2, 3], params(2 if way == "ended" else 3), request_id="a")
+    (output,) = rig.outputs().values()
+    if way == "ended":
+        rig.engine.add_request([1, 2, 3, *output.outputs[0].token_ids], params(1), request_id="a")
+        rig.drain()
+    record = dumped(rig, tmp_path)
+    assert list(written_out(record)) == [as_written(schedule) for schedule in rig.executor.schedules]
+    last = [event for event in record.events if isinstance(event, Scheduled)][-1]
+    assert last.others == [(0, int(way == "ended"), 4, 1, True)] and len(last.admitted) == 1
+
+
+def test_an_answer_of_a_second_sample_is_found_by_who_goes_on_with_it(make_rig: MakeRig, tmp_path: Path):
+    """Pages of 4, 6 tokens of prompt: its last two share a block with the output, and each sample's output is its own."""
+    rig = make_rig(overlap=False)
+    rig.engine.add_request([1, 2, 3, 4, 5, 6], params(8, n=2), request_id="a")
+    (output,) = rig.outputs().values()
+    answers = [sample.token_ids for sample in output.outputs]
+    assert answers[0][:2] != answers[1][:2]
+    rig.engine.add_request([1, 2, 3, 4, 5, 6, *answers[1]], params(1), request_id="b")
+    assert rig.outputs()["b"].metrics.num_prefix_hit_tokens == 12
+    found = replay(dumped(rig, tmp_path))
+    assert (found.difference, found.num_prefix_hit_tokens) == (None, 12 + 4)
+
+
 def test_blocks_are_alike_exactly_where_the_tokens_before_them_are(make_rig: MakeRig, tmp_path: Path):
     """Pages of 4. b begins like a and then differs; c has a's tokens under another salt; d has a's second block first; e goes on with a's output."""
     rig = make_rig(overlap=False)
