@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from sarathi_jax.lab.paper_grid import Grid, Row, Task, check_table, grid_table, grid_tasks, search
+from sarathi_jax.lab.paper_grid import Grid, Row, Task, check_table, grid_table, grid_tasks, run_grid, search
 from sarathi_jax.lab.paper_inputs import LayoutRow, LengthRow, input_checks, layout_rows, length_rows
 from sarathi_jax.lab.paper_runs import (
     ablation_checks,
@@ -28,6 +28,7 @@ from sarathi_jax.lab.paper_setup import (
 from sarathi_jax.lab.paper_steps import chunk_rows, chunks, interference_rows, step_checks
 from sarathi_jax.simulation.capacity import Criterion, run_trial
 from sarathi_jax.simulation.lengths import FITTED
+from sarathi_jax.simulation.processes import num_cores
 from sarathi_jax.simulation.step_work import decode_work
 
 BASELINES = {"orca": 0.25, "vllm": 0.3, "sarathi": 1.2}
@@ -103,6 +104,14 @@ def test_a_search_says_what_it_found() -> None:
     row = search(task)
     assert (row.model, row.lengths, row.slo, row.label) == ("yi-34b", "sharegpt", "strict", "sarathi")
     assert row.at is not None and row.at.does_hold and row.at.requests_per_s == row.requests_per_s > 0
+
+
+@pytest.mark.nightly
+def test_f19_f20_f21_the_paper_s_statements_about_capacity_without_pipelines() -> None:
+    """Eight cells, three schedulers, and what figure 12 has beside them: minutes. `simulate paper` has eight times the requests, and the pipelines."""
+    grid = run_grid(grid_tasks(256, ["mistral-7b", "yi-34b"]), num_processes=num_cores())
+    assert len(grid.cells()) == 8
+    assert all(check.is_met for check in grid.checks()), check_table(grid.checks())
 
 
 def test_checks_of_a_grid_fail_where_the_paper_s_statements_do() -> None:
