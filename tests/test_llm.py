@@ -20,8 +20,6 @@ from sarathi_jax.checkpoints.convert import convert
 from sarathi_jax.checkpoints.model_config import read_model_config
 from sarathi_jax.errors import CapacityError, ConfigError, EngineError, ModelError, ModelNotFoundError, RequestError
 from sarathi_jax.models import causal_lm_logits, param_sources
-from sarathi_jax.scheduling.policies.slo import SloPolicy
-from sarathi_jax.scheduling.step_times import StepLoad
 
 LETTERS = "Ġabcdefghijklmnopqrstuvwxyz"
 CONFIG: dict[str, Any] = {
@@ -386,37 +384,3 @@ def test_closing_ends_everything(folder: Path):
     with pytest.raises(EngineError, match="which was aborted: start it again"):
         list(stream)
     assert llm.engines[0].scheduler.num_free_pages == llm.engines[0].scheduler.limits.num_pages
-
-
-def test_slo_gives_the_same_tokens_and_starts_from_steps_that_it_measured(llm: LLM, folder: Path):
-    """The policy knows the compiled sizes, and has learned from the steps that were run; nothing is compiled for it after the start."""
-    prompts = [[2 + place % 27 for place in range(length)] for length in (30, 3, 17, 9)]
-    params = SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True)
-    wanted = [each.outputs[0].token_ids for each in llm.generate(prompts, params)]
-    options = {**SMALL, "policy": "slo", "tbt_slo_ms": 1000.0, "batch_tbt_slo_ms": 3000, "fair_clients": True}
-    with closing(LLM(str(folder), **options)) as other:
-        policy = other.engines[0].scheduler.policy
-        assert isinstance(policy, SloPolicy)
-        assert policy.levels["interactive"].tbt_slo_s == 1.0 and policy.levels["batch"].tbt_slo_s == 3.0
-        before = policy.times.seconds(StepLoad(2, 2, 2, 20, 0.0))
-        assert 0 < before < 1
-        got = other.generate(prompts, params, slo_class="batch", client="somebody")
-        assert [each.outputs[0].token_ids for each in got] == wanted
-        assert policy.times.seconds(StepLoad(2, 2, 2, 20, 0.0)) != before
-        assert other.compile_ledger.num_after_ready == 0
-
-
-@pytest.mark.parametrize(
-    ("facts", "message", "param"),
-    [
-        ({"slo_class": "urgent"}, "slo_class must be one of interactive, batch, got 'urgent': choose one", "slo_class"),
-        ({"slo_class": None}, "slo_class must be one of interactive, batch, got None", "slo_class"),
-        ({"client": 7}, "client must be a text, got 7: pass who asks", "client"),
-    ],
-)
-def test_wrong_classes_and_clients_are_refused(llm: LLM, facts: dict[str, Any], message: str, param: str):
-    with pytest.raises(RequestError, match=message) as caught:
-        llm.generate([[2, 3]], **facts)
-    assert caught.value.param == param
-    with pytest.raises(RequestError, match=message):
-        llm.stream([2, 3], **facts)
