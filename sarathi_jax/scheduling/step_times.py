@@ -66,6 +66,12 @@ class StepTimes(Protocol):
     def seconds(self, load: StepLoad) -> float: ...
 
 
+class LearningStepTimes(StepTimes, Protocol):
+    """Step times that follow those that are measured."""
+
+    def observe(self, load: StepLoad, seconds: float) -> None: ...
+
+
 class BaseTimes:
     """The base of one kind of step, by size, and what its sizes took against what was said of them.
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from sarathi_jax.scheduling.policy import Plan, View
-from sarathi_jax.scheduling.request import Request
+from sarathi_jax.scheduling.request import Request, RequestState
 
 
 class PlanRound:
@@ -127,6 +127,20 @@ class PlanRound:
                 break
             if not self._admit(request) and self._limits.is_head_of_line_blocking:
                 break
+
+    def add_prompts(self, requests: Sequence[Request]) -> None:
+        """Go on with partial prefills and admit requests, all in this one order. Where one that waits does not fit, those that wait behind it may have to as well."""
+        may_admit, is_limited = self.may_admit, self._limits.max_num_partial_prefills is not None
+        if is_limited:  # those that are still to come count too
+            self._num_partial_prefills += sum(each.state is RequestState.RUNNING for each in requests)
+        for request in requests:
+            if self._num_tokens_left <= 0:
+                break
+            if request.state is RequestState.RUNNING:
+                self._num_partial_prefills -= is_limited
+                self._add_prefill(request, request.num_tokens - request.num_computed_tokens)
+            elif may_admit and len(self._admitted) < self._num_free_slots:
+                may_admit = self._admit(request) or not self._limits.is_head_of_line_blocking
 
     def _admit(self, request: Request) -> bool:
         """Plan a waiting request's first chunk if it may run and fits. Returns: whether it does."""

@@ -5,8 +5,9 @@ deadlines), Niyama (arXiv 2503.22562: classes, relegation) and Medha (arXiv 2409
 
     budget      the largest bucket whose predicted time is within MARGIN of what the tightest decode may still take, or within less where the slowest of a
                 hundred steps take longer than said; the largest there is if nobody decodes
-    order       prompts by least slack: a first token is due at the class's TTFT SLO, or without one after STRETCH times what the prompt alone would take. The
-                latter is cut off at CUT_OFF typical prompts: so nobody is overtaken by those who came much later, which bounds starvation
+    order       prompts by least slack, those that were begun and those that wait alike: a first token is due at the class's TTFT SLO, or without one after STRETCH
+                times what the prompt alone would take. The latter is cut off at CUT_OFF typical prompts: so nobody is overtaken by those who came much later
+                than that, which bounds starvation
     relegation  a prompt that can't keep its TTFT SLO any more lets pass those that can, until it has waited PATIENCE times its SLO
     pipelines   microbatches have to be alike, since bubbles cost more than launches: the smallest bucket that is nearly as efficient as the largest, or a larger
                 one where prompts fill it in all microbatches, and few slots are taken (long steps make requests stay, and a full house ends prompts)
@@ -16,7 +17,7 @@ deadlines), Niyama (arXiv 2503.22562: classes, relegation) and Medha (arXiv 2409
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from itertools import chain, islice, takewhile
+from itertools import takewhile
 from typing import NamedTuple
 
 from sarathi_jax.config import TOKEN_TILE
@@ -30,7 +31,8 @@ from sarathi_jax.scheduling.request import Request
 from sarathi_jax.scheduling.schedule import Schedule
 from sarathi_jax.scheduling.service_levels import INTERACTIVE, ServiceLevel, service_levels
 from sarathi_jax.scheduling.step_tail import StepTail
-from sarathi_jax.scheduling.step_times import StepLoad, StepTimeModel, load_of
+from sarathi_jax.scheduling.step_times import LearningStepTimes, StepLoad, StepTimeModel, load_of
+from sarathi_jax.scheduling.waiting_lines import WaitingLines
 
 MARGIN = 0.9
 STRETCH = 10.0
@@ -40,8 +42,7 @@ PATIENCE = 10.0
 EFFICIENT = 1.08
 FILLED = 2.0
 ROOMY = 0.6
-# Waiting requests that are looked at: those behind them wait until they are among the oldest.
-LOOKAHEAD = 256
+LOOKAHEAD = 128  # of each class: those behind them wait until they are among the oldest
 MAX_CARRIED = 4  # TBT SLOs that one step may take of a slack that was earned
 LENGTH_RATE = 0.02  # how fast the typical prompt follows those that come
 
@@ -59,7 +60,7 @@ class StepAhead(NamedTuple):
 class SloPolicy:
     """Args:
 
-    times: predicts steps, and learns from them: of this policy alone.
+    times: predicts steps, and learns from them: this policy's alone. None: a guess, which is for simulations of nothing in particular.
     levels: what each class of requests was promised; a class that is not there counts as `interactive`, which has to be.
     sizes: tokens of the mixed buckets that are compiled, ascending; (): every tile up to the budget.
     is_fair: whether clients that were served less come first.
@@ -69,13 +70,13 @@ class SloPolicy:
 
     def __init__(
         self,
-        times: StepTimeModel | None = None,
+        times: LearningStepTimes | None = None,
         levels: Mapping[str, ServiceLevel] | None = None,
         *,
         sizes: Sequence[int] = (),
         is_fair: bool = False,
     ) -> None:
-        self.times = StepTimeModel.guess() if times is None else times
+        self.times: LearningStepTimes = StepTimeModel.guess() if times is None else times
         self.levels = service_levels(0.1) if levels is None else dict(levels)
         if INTERACTIVE not in self.levels:
             raise ConfigError(
@@ -84,6 +85,7 @@ class SloPolicy:
         self.tail = StepTail()
         self._sizes = tuple(sizes)
         self._shares = ClientShares() if is_fair else None
+        self._lines = WaitingLines(_client_of) if is_fair else WaitingLines()
         self._typical_tokens = 0.0
         self._ahead: deque[StepAhead] = deque()
         self._completed_s = float("-inf")
@@ -102,14 +104,11 @@ class SloPolicy:
     def plan(self, view: View) -> Plan:
         plan = PlanRound(view, victims=cheapest_victims(view, self._rank))
         prefilling = plan.add_decodes()
-        waiting = self._waiting(view) if plan.may_admit and not _fill_any_step(prefilling, view.limits) else []
-        if prefilling or waiting:
-            key = self._key(view)
-            prefilling.sort(key=key)
-            waiting.sort(key=key)
-            plan.limit_tokens(self._budget(view, plan.decodes, prefilling, waiting))
-            plan.add_partial_prefills(prefilling)
-            plan.add_waiting(waiting)
+        prompts = prefilling + self._waiting(view) if plan.may_admit else prefilling
+        if prompts:
+            prompts.sort(key=self._key(view))
+            plan.limit_tokens(self._budget(view, plan.decodes, prompts))
+            plan.add_prompts(prompts)
         return plan.plan()
 
     # ---- what it learns
@@ -117,12 +116,15 @@ class SloPolicy:
     def arrived(self, request: Request) -> None:
         num_tokens = request.num_prompt_tokens - request.num_expected_hit_tokens
         self._typical_tokens += (num_tokens - self._typical_tokens) * (LENGTH_RATE if self._typical_tokens else 1.0)
-        if self._shares is not None:
-            self._shares.arrived(request)
+        self._lines.drop_ended()
+        if self._shares is not None and request.client not in self._lines.clients:
+            self._shares.returned(request.client, self._lines.clients)
+        self._lines.add(request)
 
     def scheduled(self, schedule: Schedule, requests: Sequence[Request], now_s: float) -> None:
         load = load_of(schedule)
         self._ahead.append(StepAhead(load, self.times.seconds(load), now_s))
+        self._lines.admitted(requests[schedule.num_decode_rows :])
         if self._shares is not None:
             self._shares.scheduled(schedule, requests)
 
@@ -131,7 +133,7 @@ class SloPolicy:
         self._completed_s = now_s
         if seconds is not None:
             self.times.observe(load, seconds)
-            if not load.is_decode_only:
+            if not load.is_decode_only and 0 < seconds < float("inf"):
                 self.tail.observe(seconds, predicted_s)
 
     def lost(self) -> None:
@@ -140,11 +142,16 @@ class SloPolicy:
     # ---- order
 
     def _waiting(self, view: View) -> list[Request]:
-        """Those who may be admitted: the first of the queue, or of every client's."""
-        if self._shares is None:
-            return list(islice(view.waiting, LOOKAHEAD))
-        resumed = takewhile(lambda each: each.first_scheduled_s is not None or each.sample_index > 0, view.waiting)
-        return [*islice(resumed, LOOKAHEAD), *self._shares.waiting(LOOKAHEAD)]
+        """Those who may be admitted: who is at the front of the queue for having run before, and the first of each line."""
+        waiting = list(
+            takewhile(lambda each: each.first_scheduled_s is not None or each.sample_index > 0, view.waiting)
+        )
+        clients = self._lines.clients if self._shares is None else sorted(self._lines.clients, key=self._shares.served)
+        for client in clients:
+            waiting += self._lines.first(client, LOOKAHEAD)
+            if len(waiting) >= LOOKAHEAD:
+                break
+        return waiting
 
     def _key(self, view: View) -> Key:
         """What prompts are sorted by: who is in the middle of its output, the client's share, who was relegated, slack, arrival."""
@@ -180,12 +187,12 @@ class SloPolicy:
 
     # ---- budget
 
-    def _budget(self, view: View, decodes: Sequence[Request], *prompts: Sequence[Request]) -> int:
+    def _budget(self, view: View, decodes: Sequence[Request], prompts: Sequence[Request]) -> int:
         """Tokens of this step. prompts: in the order in which they are given them."""
         limits = view.limits
         sizes, num_microbatches = step_sizes(self._sizes, limits.token_budget), limits.num_microbatches
         if num_microbatches > 1:
-            sizes = self._balanced_sizes(view, sizes, prompts[-1])
+            sizes = self._balanced_sizes(view, sizes, prompts)
         elif not decodes:
             return sizes[-1]
         limit_s = self._limit_s(view, decodes)
@@ -232,14 +239,14 @@ class SloPolicy:
                     allowed_s = min(allowed_s, _carried_s(request, level.tbt_slo_s, start_s))
         return allowed_s
 
-    def _balanced_sizes(self, view: View, sizes: Sequence[int], waiting: Sequence[Request]) -> Sequence[int]:
+    def _balanced_sizes(self, view: View, sizes: Sequence[int], prompts: Sequence[Request]) -> Sequence[int]:
         """Up to the one that costs hardly more a token than the largest, or while slots are left the largest that prompts fill in all microbatches."""
         costs = [self.times.seconds(StepLoad(size, 1, 0, 0, 0.0)) / size for size in sizes]
         # `default`: times that are no numbers compare with nothing.
         efficient = next((each for each, cost in zip(sizes, costs, strict=True) if cost <= EFFICIENT * costs[-1]), 0)
         is_roomy = len(view.running) <= ROOMY * view.limits.max_num_seqs
-        reading = (request for request in view.running if request.is_prefilling)
-        lengths = [request.num_tokens - request.num_computed_tokens for request in (*reading, *waiting)]
+        under_way = (request for request in view.under_way if request.is_prefilling)
+        lengths = [request.num_tokens - request.num_computed_tokens for request in (*under_way, *prompts)]
         num_filled = FILLED * view.limits.num_microbatches
         balanced = [
             size
@@ -263,17 +270,10 @@ def step_sizes(sizes: tuple[int, ...], token_budget: int) -> Sequence[int]:
     return *(size for size in sizes or range(TOKEN_TILE, token_budget, TOKEN_TILE) if size < token_budget), token_budget
 
 
-def _fill_any_step(prefilling: Sequence[Request], limits: SchedulerLimits) -> bool:
-    """Whether these prompts leave nothing of a step for others, so that nobody has to look at the queue. In a pipeline the queue says how large a step is to be."""
-    most = limits.long_prefill_token_threshold or limits.token_budget
-    num_tokens = sum([min(request.num_tokens - request.num_computed_tokens, most) for request in prefilling])
-    return num_tokens >= limits.token_budget and limits.num_microbatches == 1
-
-
-def _chunks(view: View, prompts: Sequence[Sequence[Request]], num_tokens: int) -> list[tuple[int, int]]:
+def _chunks(view: View, prompts: Sequence[Request], num_tokens: int) -> list[tuple[int, int]]:
     """Tokens before and tokens of each chunk that the largest step would hold of prompts, in their order."""
     chunks: list[tuple[int, int]] = []
-    for request in chain.from_iterable(prompts):
+    for request in prompts:
         start = request.num_computed_tokens
         if not request.block_table.size:  # it waits: what it would find counts as computed
             start = len(view.find_prefix(request)) * view.limits.page_size
@@ -303,3 +303,7 @@ def _carried_s(request: Request, tbt_slo_s: float, start_s: float) -> float:
         return tbt_slo_s
     due_s = request.first_token_s + tbt_slo_s * (request.num_tokens - request.num_prompt_tokens)
     return min(max(due_s - start_s, tbt_slo_s), MAX_CARRIED * tbt_slo_s)
+
+
+def _client_of(request: Request) -> str:
+    return request.client
