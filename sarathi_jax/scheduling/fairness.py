@@ -15,7 +15,7 @@ class ClientShares:
     """What each client was served, in weighted tokens.
 
     A client that comes back is lifted to the least of those that wait, or if nobody waits to the one that last left the queue: so idleness earns nothing, and
-    two clients that wait all the time are served alike but for what one request can take (theorem 4.4 there).
+    two clients that wait all the time are served alike but for what one request can take (they prove how much).
     """
 
     def __init__(self) -> None:

@@ -1,15 +1,17 @@
-"""A small scheduler, requests for it, a loop that runs it with given tokens, and what each policy claims."""
+"""A small scheduler, requests for it, a loop that runs it with given tokens, one with a clock, and what each policy claims."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 
 from sarathi_jax.sampling_params import SamplingParams
+from sarathi_jax.scheduling.policies.slo import SloPolicy
 from sarathi_jax.scheduling.request import Request
 from sarathi_jax.scheduling.schedule import Schedule, StepResult
 from sarathi_jax.scheduling.scheduler import Scheduler
+from sarathi_jax.scheduling.step_times import StepLoad, StepTimes, load_of
 from sarathi_jax.scheduling.token_output import TokenOutput
 
 SMALL: dict[str, Any] = {
@@ -69,10 +71,13 @@ def small_scheduler(policy: str = "sarathi", **options: Any) -> Scheduler:
     return Scheduler(policy, **{**SMALL, **options})
 
 
+OWN_OPTIONS = ("eos_token_ids", "cache_salt", "arrival_s", "slo_class", "client")
+
+
 def small_request(request_id: str, prompt: int | list[int], max_tokens: int = 8, **options: Any) -> Request:
     """A prompt given by its length holds 1, 2, 3, ...; other options go to SamplingParams unless Request has them."""
     prompt = list(range(1, prompt + 1)) if isinstance(prompt, int) else prompt
-    own = {name: options.pop(name) for name in ("eos_token_ids", "cache_salt", "arrival_s") if name in options}
+    own = {name: options.pop(name) for name in OWN_OPTIONS if name in options}
     sampling = SamplingParams(max_tokens=max_tokens, **options)
     return Request(request_id, prompt, sampling, seed=0, max_tokens=max_tokens, **{"arrival_s": 0.0, **own})
 
@@ -109,7 +114,7 @@ def make_scheduler() -> Callable[..., Scheduler]:
     return small_scheduler
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_request() -> Callable[..., Request]:
     return small_request
 
@@ -125,3 +130,82 @@ def make_stepper() -> Callable[..., Stepper]:
         return stepper
 
     return make
+
+
+class LineTimes:
+    """Step times on a straight line, which learn nothing: 1 ms, and 0.1 ms a token."""
+
+    def __init__(self, base_s: float = 1e-3, token_s: float = 1e-4) -> None:
+        self.base_s, self.token_s = base_s, token_s
+
+    def seconds(self, load: StepLoad) -> float:
+        return self.base_s + self.token_s * load.num_tokens
+
+    def observe(self, load: StepLoad, seconds: float) -> None:
+        """Nothing is learned."""
+
+
+@dataclass
+class Ran:
+    """A step that was run: its schedule, what it began and ended at, and the requests that were decodes when it was planned."""
+
+    schedule: Schedule
+    start_s: float
+    end_s: float
+    decodes: set[str]
+
+
+class Machine:
+    """Runs a scheduler with a policy on a clock of its own: a step takes what `times` say, and the next one is planned when it is done.
+
+    late: requests to come, by arrival.
+    """
+
+    def __init__(
+        self, policy: SloPolicy, late: Sequence[Request] = (), times: StepTimes | None = None, **options: Any
+    ) -> None:
+        sizes = {"num_pages": 2000, "page_size": 16, "token_budget": 2048, "max_num_seqs": 64, "max_model_len": 8192}
+        self.scheduler = Scheduler(policy, **{"vocab_size": 10_000, "is_prefix_caching": False, **sizes, **options})
+        self.policy = policy
+        self.late = sorted(late, key=lambda request: request.arrival_s)
+        self.times = times or LineTimes()
+        self.now_s = 0.0
+        self.ran: list[Ran] = []
+
+    def add(self, *requests: Request) -> None:
+        for request in requests:
+            self.scheduler.add(request)
+
+    def step(self) -> Ran:
+        """Let in who has arrived, or wait for the next one; plan a step, and run it."""
+        if not self.scheduler.has_unfinished:
+            self.now_s = max(self.now_s, self.late[0].arrival_s)
+        while self.late and self.late[0].arrival_s <= self.now_s:
+            self.scheduler.add(self.late.pop(0))
+        running = self.scheduler.view(self.now_s).running
+        decodes = {each.request_id for each in running if not each.is_prefilling and each.num_remaining_tokens}
+        schedule = self.scheduler.schedule(self.now_s)
+        assert schedule is not None, "nothing is in flight, and nothing runs"
+        ran = Ran(schedule, self.now_s, self.now_s + self.times.seconds(load_of(schedule)), decodes)
+        self.now_s = ran.end_s
+        self.scheduler.complete(schedule, StepResult([1] * len(schedule.rows)), ran.end_s)
+        self.scheduler.check_integrity()
+        self.ran.append(ran)
+        return ran
+
+    def drain(self) -> list[Ran]:
+        """Until everybody has come and gone. Returns: all steps that were ever run."""
+        while self.late or self.scheduler.has_unfinished:
+            self.step()
+            assert len(self.ran) < 20_000, "the scheduler makes no progress"
+        return self.ran
+
+
+@pytest.fixture(scope="session")
+def line_times() -> type[LineTimes]:
+    return LineTimes
+
+
+@pytest.fixture(scope="session")
+def make_machine() -> type[Machine]:
+    return Machine

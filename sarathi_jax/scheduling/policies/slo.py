@@ -82,7 +82,7 @@ class SloPolicy:
             raise ConfigError(
                 f"levels must have {INTERACTIVE!r}, which requests are unless they say otherwise, got {', '.join(self.levels) or 'none'}: add it."
             )
-        self.tail = StepTail()
+        self.tail = StepTail(self.times)
         self._sizes = tuple(sizes)
         self._shares = ClientShares() if is_fair else None
         self._lines = WaitingLines(_client_of) if is_fair else WaitingLines()
@@ -129,12 +129,12 @@ class SloPolicy:
             self._shares.scheduled(schedule, requests)
 
     def completed(self, schedule: Schedule, seconds: float | None, now_s: float) -> None:
-        load, predicted_s, _ = self._ahead.popleft()
+        load = self._ahead.popleft().load
         self._completed_s = now_s
         if seconds is not None:
             self.times.observe(load, seconds)
-            if not load.is_decode_only and 0 < seconds < float("inf"):
-                self.tail.observe(seconds, predicted_s)
+            if not load.is_decode_only:
+                self.tail.observe(load, seconds)
 
     def lost(self) -> None:
         self._ahead.clear()
@@ -193,8 +193,6 @@ class SloPolicy:
         sizes, num_microbatches = step_sizes(self._sizes, limits.token_budget), limits.num_microbatches
         if num_microbatches > 1:
             sizes = self._balanced_sizes(view, sizes, prompts)
-        elif not decodes:
-            return sizes[-1]
         limit_s = self._limit_s(view, decodes)
         context = sum([request.num_computed_tokens for request in decodes]) + len(decodes)
         low = next((place for place, size in enumerate(sizes) if size > len(decodes)), len(sizes) - 1)
