@@ -11,6 +11,7 @@ from sarathi_jax.scheduling.policies.slo import SloPolicy
 from sarathi_jax.scheduling.request import Request
 from sarathi_jax.scheduling.schedule import Schedule, StepResult
 from sarathi_jax.scheduling.scheduler import Scheduler
+from sarathi_jax.scheduling.service_levels import service_levels
 from sarathi_jax.scheduling.step_times import StepLoad, StepTimes, load_of
 from sarathi_jax.scheduling.token_output import TokenOutput
 
@@ -209,3 +210,14 @@ def line_times() -> type[LineTimes]:
 @pytest.fixture(scope="session")
 def make_machine() -> type[Machine]:
     return Machine
+
+
+@pytest.fixture(scope="session")
+def make_policy(line_times: type[LineTimes]) -> Callable[..., SloPolicy]:
+    """A policy for so many milliseconds between tokens: `make_policy(50, times=..., sizes=..., is_fair=..., ttft_slo_s=...)`."""
+
+    def make(tbt_slo_ms: float, *, times: Any = None, **options: Any) -> SloPolicy:
+        own = {name: options.pop(name) for name in ("sizes", "is_fair") if name in options}
+        return SloPolicy(times or line_times(), service_levels(tbt_slo_ms / 1e3, **options), **own)
+
+    return make

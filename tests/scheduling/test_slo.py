@@ -13,28 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sarathi_jax.scheduling.policies.slo import SloPolicy
 from sarathi_jax.scheduling.request import Request
 from sarathi_jax.scheduling.schedule import Schedule, StepResult
 from sarathi_jax.scheduling.scheduler import Scheduler
-from sarathi_jax.scheduling.service_levels import service_levels
 from sarathi_jax.scheduling.step_tail import StepTail
 from sarathi_jax.scheduling.step_times import BaseTimes, StepLoad, StepTimeModel, tile_sizes
 
 Make = Callable[..., Any]
 # Of a prompt alone in steps of 2048 tokens: (1 + 204.8) / 2048 ms.
 TOKEN_S = 0.2058 / 2048
-
-
-@pytest.fixture(scope="session")
-def make_policy(line_times: Make) -> Callable[..., SloPolicy]:
-    """A policy for so many milliseconds between tokens: `make_policy(50, times=..., sizes=..., is_fair=..., ttft_slo_s=...)`."""
-
-    def make(tbt_slo_ms: float, *, times: Any = None, **options: Any) -> SloPolicy:
-        own = {name: options.pop(name) for name in ("sizes", "is_fair") if name in options}
-        return SloPolicy(times or line_times(), service_levels(tbt_slo_ms / 1e3, **options), **own)
-
-    return make
 
 
 def chunks(schedule: Schedule) -> dict[str, int]:
@@ -188,123 +175,6 @@ def test_a_machine_that_became_slower_has_no_longer_tail_once_that_is_known(line
     times.base_s, times.token_s = 1.5e-3, 1.5e-4
     tail.observe(load, 0.015)
     assert tail.ratio == pytest.approx(1.0)
-
-
-# ---- in which order prompts are read
-
-
-def test_short_prompts_go_before_long_ones_that_came_with_them(
-    make_policy: Make, make_machine: Make, make_request: Make
-):
-    machine = make_machine(make_policy(50))
-    machine.add(make_request("long", 3000), make_request("short", 100))
-    assert planned(machine, 0.0) == [("short", 100), ("long", 1948)]
-
-
-def test_a_prompt_that_was_begun_lets_a_short_one_pass(make_policy: Make, make_machine: Make, make_request: Make):
-    machine = make_machine(make_policy(50))
-    machine.add(make_request("long", 3000))
-    machine.step()
-    machine.add(make_request("short", 100, arrival_s=machine.now_s))
-    assert planned(machine, machine.now_s) == [("short", 100), ("long", 952)]
-
-
-@pytest.mark.parametrize(("arrival_s", "is_passed"), [(2.8, True), (2.9, False)])
-def test_nobody_is_passed_by_those_who_come_much_later(
-    arrival_s: float, is_passed: bool, make_policy: Make, make_machine: Make, make_request: Make
-):
-    """A first token is due after ten times its prompt's own time: 10 * 2942 * TOKEN_S = 2.956 s, and for the short one 0.1005 s after it came. 2942 is what is
-    typical after prompts of 3000 and 100 tokens: 3000 - 2 % of the difference."""
-    assert 2.8 + 1000 * TOKEN_S < 10 * 2942 * TOKEN_S < 2.9 + 1000 * TOKEN_S
-    machine = make_machine(make_policy(50))
-    machine.add(make_request("long", 3000), make_request("short", 100, arrival_s=arrival_s))
-    assert planned(machine, 3.0)[0][0] == ("short" if is_passed else "long")
-
-
-@pytest.mark.parametrize(("arrival_s", "is_passed"), [(0.14, True), (0.18, False)])
-def test_a_prompt_much_longer_than_what_is_typical_waits_no_longer_than_a_typical_one(
-    arrival_s: float, is_passed: bool, make_policy: Make, make_machine: Make, make_request: Make
-):
-    """After 20 prompts of 100 and one of 8000: 258 tokens are typical; 254.84 when another one of 100 has come: 10 * 254.84 * TOKEN_S = 0.256 s."""
-    machine = make_machine(make_policy(50))
-    machine.add(*(make_request(str(index), 100, max_tokens=1) for index in range(20)))
-    machine.drain()
-    machine.add(make_request("long", 8000), make_request("short", 100, arrival_s=arrival_s))
-    assert planned(machine, machine.now_s)[0][0] == ("short" if is_passed else "long")
-
-
-def test_a_first_token_that_is_due_sooner_comes_sooner(make_policy: Make, make_machine: Make, make_request: Make):
-    """The batch one is due within a minute, the others within 1 s; a long prompt has to begin sooner for that."""
-    machine = make_machine(make_policy(50, ttft_slo_s=1.0))
-    machine.add(make_request("batch", 100, slo_class="batch"), make_request("short", 100), make_request("long", 1000))
-    assert [name for name, _ in planned(machine, 0.0)] == ["long", "short", "batch"]
-
-
-@pytest.mark.parametrize(
-    ("arrival_s", "now_s", "first"),
-    [
-        (0.5, 0.55, "long"),  # it has to begin by 1 - 4000 * TOKEN_S = 0.598 s
-        (0.5, 0.65, "late"),  # it can't keep its second any more: whoever can goes first
-        (9.9, 9.95, "late"),
-        (9.9, 10.05, "long"),  # it has waited ten times its SLO
-    ],
-)
-def test_what_is_lost_lets_others_pass_until_it_has_been_patient(
-    arrival_s: float, now_s: float, first: str, make_policy: Make, make_machine: Make, make_request: Make
-):
-    machine = make_machine(make_policy(50, ttft_slo_s=1.0))
-    machine.add(make_request("long", 4000), make_request("late", 100, arrival_s=arrival_s))
-    plan = planned(machine, now_s)
-    assert plan[0][0] == first and sum(num_tokens for _, num_tokens in plan) == 2048
-
-
-def test_a_prompt_that_the_cache_knows_is_not_lost(make_policy: Make, make_machine: Make, make_request: Make):
-    """3200 of its 3300 tokens were read before: 100 take 10 ms, so that at 0.9 s nothing is lost. Read from its beginning it would be, and let the other one pass."""
-    machine = make_machine(make_policy(50, ttft_slo_s=1.0), is_prefix_caching=True)
-    machine.add(make_request("before", 3200, max_tokens=1))
-    machine.drain()
-    machine.add(make_request("known", 3300), make_request("other", [5] * 200, arrival_s=0.1))
-    assert planned(machine, 0.9) == [("known", 100), ("other", 200)]
-
-
-def test_a_sample_whose_prompt_is_read_goes_first(make_policy: Make, make_machine: Make, make_request: Make):
-    machine = make_machine(make_policy(50, ttft_slo_s=1.0), is_prefix_caching=True)
-    machine.add(make_request("two", 1000, n=2))
-    machine.step()
-    machine.add(make_request("other", [5] * 200, arrival_s=2.9))
-    assert [name for name, _ in planned(machine, 3.0)] == ["two", "two-1", "other"]
-
-
-def test_who_lost_its_pages_in_its_output_goes_first(make_policy: Make, make_machine: Make, make_request: Make):
-    machine = make_machine(make_policy(50, ttft_slo_s=1.0), preempt_every_steps=2)
-    machine.add(make_request("victim", 100))
-    machine.step()
-    machine.add(make_request("other", 3000))
-    schedule = machine.step().schedule
-    assert schedule.preempted_request_ids == ("victim",)
-    assert [(row.request_id, row.num_tokens) for row in schedule.rows] == [("victim", 101), ("other", 1947)]
-
-
-def test_nobody_is_hidden_behind_a_long_line_of_another_class(
-    make_policy: Make, make_machine: Make, make_request: Make
-):
-    machine = make_machine(make_policy(50))
-    machine.add(*(make_request(f"batch-{index}", 3000, slo_class="batch") for index in range(300)))
-    machine.add(make_request("interactive", 100))
-    assert planned(machine, 0.0)[0] == ("interactive", 100)
-
-
-def test_so_many_prompts_may_be_unfinished_at_a_time(make_policy: Make, make_machine: Make, make_request: Make):
-    """384 tokens a step. "next" is due before "begun" but could not be read whole either; when the rest of "begun" fits it may begin."""
-    machine = make_machine(make_policy(50), max_num_partial_prefills=1)
-    machine.add(make_request("decode", 10, max_tokens=50))
-    machine.step()
-    machine.add(make_request("begun", 1000))
-    machine.step()
-    machine.add(make_request("next", 500))
-    assert planned(machine, machine.now_s) == [("decode", 1), ("begun", 383)]
-    machine.step()
-    assert planned(machine, machine.now_s) == [("decode", 1), ("begun", 234), ("next", 149)]
 
 
 # ---- always
@@ -499,61 +369,6 @@ def test_a_step_begins_when_the_one_before_it_is_done(
     for step, end_s in zip(steps, (1.0, 1.25), strict=True):
         scheduler.complete(step, StepResult([1]), end_s)
     assert seen == [1.0, 0.25]
-
-
-# ---- pipelines of two stages, steps of 8 ms and 0.1 ms a token
-
-
-@pytest.fixture
-def make_pipeline(make_policy: Make, make_machine: Make, line_times: Make) -> Callable[..., Any]:
-    def make(tbt_slo_ms: float, **options: Any) -> Any:
-        return make_machine(make_policy(tbt_slo_ms, times=line_times(8e-3)), num_microbatches=2, **options)
-
-    return make
-
-
-@pytest.mark.parametrize(
-    ("num_prompts", "expected"),
-    [
-        # A token of 2048 takes 0.1039 ms; of 768 1.06 times as long, of 640 1.083 times: over 1.08.
-        (1, 768),
-        (3, 768),  # three microbatches of 2048 are not twice what is under way
-        (4, 2048),
-    ],
-)
-def test_f22_microbatches_are_alike(num_prompts: int, expected: int, make_pipeline: Make, make_request: Make):
-    machine = make_pipeline(10_000)
-    machine.add(*(make_request(str(index), 5000) for index in range(num_prompts)))
-    assert sum(num_tokens for _, num_tokens in planned(machine, 0.0)) == expected
-
-
-def test_a_full_house_gets_no_long_steps(make_pipeline: Make, make_request: Make):
-    """3 of 4 slots are taken, which is more than 60 %."""
-    machine = make_pipeline(10_000, max_num_seqs=4)
-    machine.add(*(make_request(f"decode-{index}", 10, max_tokens=50) for index in range(3)))
-    machine.scheduler.complete(machine.scheduler.schedule(0.0), StepResult([1] * 3), 0.0)
-    machine.add(*(make_request(str(index), 5000) for index in range(5)))
-    assert sum(num_tokens for _, num_tokens in planned(machine, 0.0)) == 768
-
-
-@pytest.mark.parametrize(
-    ("tbt_slo_ms", "expected"),
-    [
-        # Its own tokens come three stage times after the last ones, 2/3 of 90 ms are 60: 520 tokens. Those of the other microbatch wait for one stage: 90, 768.
-        (90, (512, 768)),
-        (60, (256, 512)),  # 40 ms: 320; 60 ms: 520
-    ],
-)
-def test_f22_a_pipeline_leaves_room_for_the_microbatch_between(
-    tbt_slo_ms: float, expected: tuple[int, int], make_pipeline: Make, make_request: Make
-):
-    machine = make_pipeline(tbt_slo_ms)
-    machine.add(make_request("decode", 10, max_tokens=50))
-    scheduler = machine.scheduler
-    scheduler.complete(scheduler.schedule(0.0), StepResult([1]), 0.0)
-    machine.add(make_request("prompt", 5000), make_request("other", 5000))
-    first, second = scheduler.schedule(0.0), scheduler.schedule(0.0)
-    assert (first.num_tokens, second.num_tokens) == expected and "decode" not in chunks(second)
 
 
 def test_gaps_are_within_the_slo_of_the_machine_that_is_simulated(

@@ -17,7 +17,7 @@ BASE_FIELDS = ("sizes", "seconds", "groups", "per_token_s", "log_ratios", "facto
 
 def policy_options(policy: Policy) -> dict[str, Any]:
     """What a policy was made with, and for one that learns, what it knows; {} for those that have no options. To be asked before it has seen a request."""
-    if not isinstance(policy, SloPolicy):
+    if not isinstance(policy, SloPolicy) or not isinstance(policy.times, StepTimeModel):
         return {}
     return {
         "times": _times_options(policy.times),
