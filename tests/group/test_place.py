@@ -137,6 +137,10 @@ def test_a_missing_or_weak_key_is_refused(environ: dict[str, str], text: str) ->
 
 # A value that is not the default, for every field.
 OTHER: dict[str, Any] = {
+    "flight_record_folder": "records",
+    "ttft_slo_ms": 900.0,
+    "batch_tbt_slo_ms": 500.0,
+    "batch_ttft_slo_ms": 9000.0,
     "model": "a folder",
     "mesh": "tensor=2",
     "policy": "vllm",
@@ -160,7 +164,13 @@ OTHER: dict[str, Any] = {
     "tbt_slo_ms": 50.5,
     "profile": "profile.json",
 }
-NEEDED = {"tbt_slo_ms": {"profile": "profile.json"}}  # other options without which one is none
+NEEDED = {
+    "ttft_slo_ms": {"policy": "slo", "tbt_slo_ms": 100.0},
+    "batch_tbt_slo_ms": {"policy": "slo", "tbt_slo_ms": 100.0},
+    "batch_ttft_slo_ms": {"policy": "slo", "tbt_slo_ms": 100.0},
+    "fair_clients": {"policy": "slo", "tbt_slo_ms": 100.0},
+    "tbt_slo_ms": {"profile": "profile.json"},
+}  # other options without which one is none
 
 
 def read_back(config: EngineConfig) -> EngineConfig:

@@ -149,7 +149,7 @@ def test_sizes_of_a_profile_that_is_not_padded_are_those_that_were_measured() ->
 def test_a_policy_that_looks_at_the_goal_itself_keeps_it(profile_file: Path) -> None:
     config = EngineConfig(policy="slo", tbt_slo_ms=1.0, profile=str(profile_file), token_budget=256)
     assert with_token_budget(config) is config
-    assert EngineConfig(policy="slo", tbt_slo_ms=1.0).step_tokens == 512
+    assert EngineConfig(policy="slo", tbt_slo_ms=1.0).step_tokens == 2048
 
 
 @pytest.mark.parametrize(
