@@ -19,8 +19,8 @@ import numpy as np
 
 from sarathi_jax.lab.paper_setup import SLOS, deploy, load, models, paper, paper_budget, shape_of, tbt_slo_s
 from sarathi_jax.scheduling.service_levels import ServiceLevel, service_levels
-from sarathi_jax.simulation.arrivals import with_arrivals
-from sarathi_jax.simulation.capacity import Criterion, find_capacity, run_trial
+from sarathi_jax.simulation.arrivals import at_rate, with_arrivals
+from sarathi_jax.simulation.capacity import Criterion, find_capacity, judged, run_trial
 from sarathi_jax.simulation.chats import Chats
 from sarathi_jax.simulation.deployment import Deployment
 from sarathi_jax.simulation.lengths import FITTED
@@ -67,22 +67,6 @@ def cells() -> list[Cell]:
     return [Cell(model, lengths, slo, shape_of(model)) for model in models() for lengths in FITTED for slo in SLOS]
 
 
-def at_rate(shapes: Sequence[RequestShape], requests_per_s: float) -> list[RequestShape]:
-    return [shape._replace(arrival_s=shape.arrival_s / requests_per_s) for shape in shapes]
-
-
-def summary(result: SimulationResult) -> dict[str, float]:
-    """What the acceptance of a policy looks at."""
-    return {
-        "p99_tbt_s": float(np.quantile(result.tbt_s, 0.99)),
-        "median_ttft_s": float(np.quantile(result.ttft_s, 0.5)),
-        "p99_ttft_s": float(np.quantile(result.ttft_s, 0.99)),
-        "p99_delay_s": float(np.quantile(result.scheduling_delay_s, 0.99)),
-        "backlog_drift": result.backlog_drift,
-        "num_unfinished": result.num_unfinished,
-    }
-
-
 def measure_cell(cell: Cell, num_requests: int) -> dict[str, Any]:
     """One row. Fixed budgets are searched for capacity from the paper's on outwards, each from the one before."""
     shapes, criterion = load(cell.lengths, num_requests), Criterion(tbt_slo_s=cell.tbt_slo_s)
@@ -102,12 +86,12 @@ def measure_cell(cell: Cell, num_requests: int) -> dict[str, Any]:
         "best_budget": int(best_budget),
         "slo_capacity": capacity(slo, shapes, criterion, best),
     }
+    engines = {"paper": cell.sarathi(), "best": cell.sarathi(int(best_budget)), "slo": slo}
     for share in (0.9, 1.0):
-        loaded = at_rate(shapes, share * best)
+        rate = share * best
+        runs = {name: simulate(engine, at_rate(shapes, rate)) for name, engine in engines.items()}
         row[f"at {share:.0%} of {best:.3f}/s"] = {
-            "paper": summary(simulate(cell.sarathi(), loaded)),
-            "best": summary(simulate(cell.sarathi(int(best_budget)), loaded)),
-            "slo": summary(simulate(slo, loaded)),
+            name: asdict(judged(run, rate, criterion)) for name, run in runs.items()
         }
     return row | {"seconds": time.perf_counter() - started_s}
 

@@ -5,7 +5,7 @@ Only greedy programs are compiled. All policies share programs, weights and the 
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import NamedTuple
 
 from sarathi_jax.checkpoints.model_source import find_model
@@ -18,7 +18,7 @@ from sarathi_jax.execution.buckets import Variant
 from sarathi_jax.execution.build import EnginePrograms
 from sarathi_jax.execution.executor import JaxExecutor
 from sarathi_jax.execution.replicas import build_replicas, start_replicas
-from sarathi_jax.profiling import measure
+from sarathi_jax.profiling import limits_of, measure
 from sarathi_jax.scheduling.limits import SchedulerLimits
 from sarathi_jax.scheduling.policy import Policy
 from sarathi_jax.scheduling.scheduler import Scheduler
@@ -54,15 +54,7 @@ class PolicyEngines(NamedTuple):
         return asked
 
     def _limits(self, token_budget: int) -> SchedulerLimits:
-        geometry = self.programs.geometry
-        return SchedulerLimits(
-            num_pages=geometry.num_pages,
-            page_size=geometry.page_size,
-            token_budget=token_budget,
-            max_num_seqs=geometry.max_num_seqs,
-            max_model_len=geometry.max_model_len,
-            vocab_size=geometry.vocab_size,
-        )
+        return replace(limits_of(self.executor, self.config), token_budget=token_budget)
 
     def engine(self, policy: Policy, token_budget: int) -> tuple[Engine, ScheduleKeeper]:
         """A fresh engine, without requests and without cached pages, and what keeps its schedules. One at a time may be in use."""

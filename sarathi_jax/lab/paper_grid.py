@@ -20,12 +20,11 @@ from sarathi_jax.lab.paper_setup import (
     shape_of,
     tbt_slo_s,
 )
-from sarathi_jax.simulation.capacity import Criterion, Trial, find_capacity, run_trial
+from sarathi_jax.simulation.capacity import Criterion, Trial, search_capacity
 from sarathi_jax.simulation.lengths import FITTED
 from sarathi_jax.simulation.model_shape import ModelShape
 from sarathi_jax.simulation.processes import in_processes
 
-FEWEST_REQUESTS = 128  # of a search: with fewer, a queue ends before it says anything
 TOLERANCE = 0.15  # of a ratio that the paper's text gives, where there is no pipeline
 
 
@@ -132,20 +131,12 @@ def _budget(policy: str, model: str, slo: str) -> dict[str, Any]:
 
 
 def search(task: Task) -> Row:
-    """The capacity of one task. A search over fewer requests first says where to begin."""
+    """The capacity of one task."""
     engine = deploy(task.model, task.lengths, task.policy, shape=task.shape, **task.options)
     criterion = Criterion(tbt_slo_s=tbt_slo_s(task.model, task.slo))
     guess = paper()["models"][task.model]["guess_per_s"]
     guess *= {"sharegpt": 1.0, "arxiv": 0.35}[task.lengths] * {"sarathi": 1.0, "vllm": 0.4, "orca": 0.3}[task.policy]
-    num_few = max(task.num_requests // 8, FEWEST_REQUESTS)
-    if 2 * num_few <= task.num_requests:
-        few = load(task.lengths, num_few)
-        rough = find_capacity(
-            lambda rate: run_trial(engine, few, rate, criterion), guess=guess, granularity=0.1, step=1.3
-        )
-        guess = rough.requests_per_s or guess
-    shapes = load(task.lengths, task.num_requests)
-    found = find_capacity(lambda rate: run_trial(engine, shapes, rate, criterion), guess=guess, step=1.05)
+    found = search_capacity(engine, load(task.lengths, task.num_requests), criterion, guess=guess)
     return Row(task.model, task.lengths, task.slo, task.label, found.requests_per_s, found.at, len(found.trials))
 
 

@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 
 from sarathi_jax.lab.paper_grid import Check
 from sarathi_jax.lab.paper_setup import STRICT, deploy, load, paper_budget
+from sarathi_jax.simulation.arrivals import at_rate
 from sarathi_jax.simulation.bubbles import Bubbles
-from sarathi_jax.simulation.cost_model import CostModel, StageCost
 from sarathi_jax.simulation.lengths import FITTED
 from sarathi_jax.simulation.microbatches import MicrobatchRecorder
 from sarathi_jax.simulation.run import simulate
@@ -74,7 +73,7 @@ def ablation_rows() -> list[AblationRow]:
         policy = "alternating" if scheduler == "chunks alone" else "sarathi"
         budget = FITTED[lengths].max_total_tokens if scheduler == "hybrid batches alone" else ABLATION_BUDGET
         engine = deploy("yi-34b", lengths, policy, budget)
-        result = simulate(engine, _at_rate(load(lengths, ABLATION_REQUESTS), ABLATION_RATES[lengths]))
+        result = simulate(engine, at_rate(load(lengths, ABLATION_REQUESTS), ABLATION_RATES[lengths]))
         ttft_s, tbt_s = float(np.median(result.ttft_s)), float(np.quantile(result.tbt_s, 0.99))
         rows.append(AblationRow(scheduler, lengths, ttft_s, tbt_s, *measured))
     return rows
@@ -152,8 +151,7 @@ def bubble_rows(num_requests: int = 512) -> list[BubbleRow]:
         recorder = MicrobatchRecorder()
         simulate(engine, [shape._replace(arrival_s=0.0) for shape in load("sharegpt", num_requests)], observer=recorder)
         model = engine.cost_model
-        price = partial(_first_stage_cost, model)
-        found = series_bubbles(recorder.microbatches, engine.num_stages, model.host, price)
+        found = series_bubbles(recorder.microbatches, engine.num_stages, model.host, model.first_stage)
         total = sum(found, Bubbles())
         seconds = total.busy_s + total.idle_s
         rows.append(
@@ -190,11 +188,3 @@ def bubble_checks(rows: Sequence[BubbleRow]) -> list[Check]:
             min(kinds) > 0,
         ),
     ]
-
-
-def _first_stage_cost(model: CostModel, work: StepWork) -> StageCost:
-    return model.step(work).stages[0]
-
-
-def _at_rate(shapes: Sequence[RequestShape], requests_per_s: float) -> list[RequestShape]:
-    return [shape._replace(arrival_s=shape.arrival_s / requests_per_s) for shape in shapes]

@@ -10,12 +10,14 @@ from sarathi_jax.errors import ConfigError
 from sarathi_jax.lab.cost_inputs import cuts_of, model_shape
 from sarathi_jax.lab.plan import JAX_SHARE, estimated_temp_bytes
 from sarathi_jax.lab.plan_task import HOST, default_topology, dtypes_on_gpu, find_hardware
+from sarathi_jax.scheduling.limits import SchedulerLimits
+from sarathi_jax.scheduling.policies import make_policy
+from sarathi_jax.scheduling.policies.demands import budget_for
 from sarathi_jax.sharding.rules import find_rules
 from sarathi_jax.simulation.cost_model import CostModel
-from sarathi_jax.simulation.deployment import Deployment, budget_for
+from sarathi_jax.simulation.deployment import Deployment
 from sarathi_jax.simulation.hardware import load_host
 from sarathi_jax.simulation.links import Links
-from sarathi_jax.simulation.model_shape import ModelShape
 from sarathi_jax.simulation.placement import Placement, why_not
 
 
@@ -58,9 +60,15 @@ class SimulatedEngine:
                 f"mesh {placement.describe()} must divide {engine.model}, got: {reason}. Choose another mesh."
             )
         max_model_len = engine.max_model_len or max(config.max_position_embeddings, longest_request)
-        budget = budget_for(
-            engine.policy, engine.step_tokens, max_num_seqs=engine.max_num_seqs, max_model_len=max_model_len
+        limits = SchedulerLimits(
+            num_pages=-(-max_model_len // engine.page_size),  # a deployment has at least these
+            page_size=engine.page_size,
+            token_budget=engine.step_tokens,
+            max_num_seqs=engine.max_num_seqs,
+            max_model_len=max_model_len,
+            vocab_size=config.vocab_size,
         )
+        budget = budget_for(make_policy(engine.policy), limits)
         rows = -(-engine.max_num_seqs // placement.stage)
         is_own = self.host == HOST
         return Deployment(
@@ -85,8 +93,3 @@ class SimulatedEngine:
             )
         num_hosts, gpus_per_host = self.topology or default_topology(mesh)
         return Placement(num_hosts=num_hosts, gpus_per_host=gpus_per_host, **mesh)
-
-
-def builtin_shape(name: str) -> ModelShape:
-    """The shape of a model by its name, numbers of 16 bits. Raises: ModelError."""
-    return model_shape(find_model(name, is_dummy=True).config, 2, "bfloat16")

@@ -76,6 +76,11 @@ def _own_starts(own_s: NDArray[np.float64]) -> NDArray[np.float64]:
     return (own_s - own_s.min()) * ((len(own_s) - 1) / span_s)
 
 
+def at_rate(shapes: Sequence[RequestShape], requests_per_s: float) -> list[RequestShape]:
+    """A workload of one request a second, drawn together or apart: the same requests at another rate, think times as they are."""
+    return [shape._replace(arrival_s=shape.arrival_s / requests_per_s) for shape in shapes]
+
+
 class ArrivalQueue:
     """Requests by when they arrive. Tell it of every end, and the next round comes in.
 

@@ -54,27 +54,12 @@ class Bubbles:
         return Bubbles(*(factor * getattr(self, each.name) for each in fields(self)))
 
 
-def pipeline_bubbles(steps: Sequence[StepWork | None], num_stages: int, price: Price) -> Bubbles:
-    """The bubbles of microbatches that enter a pipeline one a tick, from the first one's entry until the last one has left.
-
-    Args:
-      steps: in their order; None: a tick at which nothing entered.
-      price: what a stage takes for a step; all stages are alike.
-    """
-    waiting: list[StepWork | None] = [None] * (num_stages - 1)
-    line = [*waiting, *steps, *waiting]
-    total = Bubbles()
-    for tick in range(len(line) - num_stages + 1):
-        total += tick_bubbles(line[tick : tick + num_stages], price)
-    return total
-
-
 def lock_step_bubbles(microbatches: Sequence[Microbatch], num_stages: int, host: HostCost, price: Price) -> Bubbles:
     """The bubbles of a simulated run, from its first tick to its last.
 
     Args:
       microbatches: all of the run, in their order.
-      price: as above.
+      price: what a stage takes for a step; all stages are alike.
     """
     ticks: dict[float, list[Microbatch]] = {}
     for each in microbatches:

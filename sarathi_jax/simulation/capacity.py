@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sarathi_jax.errors import ConfigError
+from sarathi_jax.simulation.arrivals import at_rate
 from sarathi_jax.simulation.deployment import Deployment
 from sarathi_jax.simulation.results import SimulationResult
 from sarathi_jax.simulation.run import SimulatedRequest, simulate
@@ -85,7 +86,7 @@ def run_trial(
     deployment: Deployment, shapes: Sequence[RequestShape], requests_per_s: float, criterion: Criterion
 ) -> Trial:
     """One rate. shapes: their arrivals are those of one request a second, and are drawn closer together here."""
-    scaled = [shape._replace(arrival_s=shape.arrival_s / requests_per_s) for shape in shapes]
+    scaled = at_rate(shapes, requests_per_s)
     result = simulate(deployment, scaled, CapacityJudge(criterion, scaled))
     return judged(result, requests_per_s, criterion)
 

@@ -69,13 +69,3 @@ class Deployment:
     def pipeline(self) -> Pipeline:
         """A new one, empty."""
         return StagesInLockStep(self.num_stages) if self.has_lock_step else StagesInSeries(self.num_stages)
-
-
-def budget_for(policy: str, token_budget: int, *, max_num_seqs: int, max_model_len: int) -> int:
-    """The token budget that is asked for, or if that is less, what a policy that never splits a prompt needs for the longest one."""
-    least = {
-        "vllm": max_model_len,
-        "request_level": max_model_len,
-        "orca": max_model_len + max_num_seqs,  # beside a token of every running request
-    }
-    return max(token_budget, least.get(policy, 0))

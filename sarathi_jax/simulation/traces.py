@@ -10,9 +10,8 @@ import numpy as np
 from sarathi_jax.errors import ConfigError
 from sarathi_jax.simulation.workloads import RequestShape, check_count
 
-# What must be there, and what may be.
+# What must be there; conversation, think_s, slo_class and client_id may be.
 TRACE_COLUMNS = ("arrival_s", "prompt_tokens", "output_tokens")
-OPTIONAL_COLUMNS = ("conversation", "think_s", "slo_class", "client_id")
 # Those of Sarathi-Serve's and Vidur's traces, which say nothing else that is of use.
 PUBLIC_COLUMNS = ("num_prefill_tokens", "num_decode_tokens")
 PUBLIC_ARRIVAL = "arrived_at"

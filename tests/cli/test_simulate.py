@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sarathi_jax.cli.main import main
-from sarathi_jax.lab.simulated import builtin_shape
+from sarathi_jax.lab.paper_setup import shape_of
 from sarathi_jax.simulation.cost_model import CostModel
 from sarathi_jax.simulation.hardware import load_device, load_host, load_system
 from sarathi_jax.simulation.links import Links
@@ -34,7 +34,7 @@ def error_of(capsys: Captured, *words: str) -> str:
 
 def mistral_on_one_gpu(host: str) -> CostModel:
     return CostModel(
-        builtin_shape("mistral-7b"),
+        shape_of("mistral-7b"),
         load_device("a100-80g"),
         Placement(num_hosts=1, gpus_per_host=1),
         Links(load_system("pairwise-a100")),

@@ -1,10 +1,10 @@
 """F23: idle time of a pipeline's stages by its reason, on prices that are counted by hand."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
-from sarathi_jax.simulation.bubbles import Bubbles, lock_step_bubbles, pipeline_bubbles, tick_bubbles
+from sarathi_jax.simulation.bubbles import Bubbles, lock_step_bubbles, tick_bubbles
 from sarathi_jax.simulation.cost_model import StageCost
 from sarathi_jax.simulation.deployment import Deployment
 from sarathi_jax.simulation.microbatches import MicrobatchRecorder
@@ -23,6 +23,14 @@ def price(work: StepWork) -> StageCost:
 
 def hybrid(num_tokens: int, context: int) -> StepWork:
     return StepWork((ChunkWork(0, num_tokens),), 1, context)
+
+
+def pipeline_bubbles(steps: Sequence[StepWork | None], num_stages: int) -> Bubbles:
+    """Of steps that enter one a tick, from the first one's entry until the last one has left."""
+    waiting: list[StepWork | None] = [None] * (num_stages - 1)
+    line = [*waiting, *steps, *waiting]
+    ticks = (line[tick : tick + num_stages] for tick in range(len(line) - num_stages + 1))
+    return sum((tick_bubbles(tick, price) for tick in ticks), Bubbles())
 
 
 def test_f23_prefills_of_other_sizes_are_pb1() -> None:
@@ -54,7 +62,7 @@ def test_a_stage_without_a_microbatch_is_empty() -> None:
 
 def test_equal_microbatches_leave_no_bubble_but_at_both_ends() -> None:
     """Three microbatches of 2 s on two stages take four ticks of both stages."""
-    found = pipeline_bubbles([hybrid(2, 0)] * 3, 2, price)
+    found = pipeline_bubbles([hybrid(2, 0)] * 3, 2)
     assert found == Bubbles(busy_s=12, empty_s=4)
     assert found.idle_share == pytest.approx(4 / 16)
 
@@ -62,7 +70,7 @@ def test_equal_microbatches_leave_no_bubble_but_at_both_ends() -> None:
 def test_f23_a_sequence_of_microbatches_has_each_kind() -> None:
     """Ticks: 8; 8 and 5; 5 and 1; 3 and 1; 3. Stage time is two each."""
     steps = [hybrid(8, 0), hybrid(5, 0), decode_work(1, 100), decode_work(1, 300)]
-    found = pipeline_bubbles(steps, 2, price)
+    found = pipeline_bubbles(steps, 2)
     assert found == Bubbles(busy_s=34, prefill_size_s=3, prefill_decode_s=4, decode_context_s=2, empty_s=8 + 3)
     assert found.busy_s + found.idle_s == 2 * (8 + 8 + 5 + 3 + 3)
 
@@ -95,5 +103,5 @@ def token_price(work: StepWork) -> StageCost:
 
 
 def test_one_stage_has_no_bubbles() -> None:
-    assert pipeline_bubbles([hybrid(8, 0), decode_work(1, 100)], 1, price).idle_s == 0
-    assert pipeline_bubbles([], 2, price).idle_share == 0
+    assert pipeline_bubbles([hybrid(8, 0), decode_work(1, 100)], 1).idle_s == 0
+    assert pipeline_bubbles([], 2).idle_share == 0

@@ -1,7 +1,10 @@
 """What policies demand of the limits, refused in one place: a step that holds the longest prompt, pages that hold the longest request."""
 
+from dataclasses import replace
+
 from sarathi_jax.errors import ConfigError
 from sarathi_jax.scheduling.limits import SchedulerLimits
+from sarathi_jax.scheduling.policy import Policy
 
 
 def demand_whole_prompts(policy: str, limits: SchedulerLimits, *, with_decodes: bool = False) -> None:
@@ -29,3 +32,20 @@ def demand_longest_request(policy: str, limits: SchedulerLimits) -> None:
             f" max_model_len={limits.max_model_len} tokens, {limits.page_size} a page. Raise num_pages, lower max_model_len, or choose a policy that reserves"
             " on demand, such as 'vllm'."
         )
+
+
+def budget_for(policy: Policy, limits: SchedulerLimits) -> int:
+    """The limits' token budget, or if the policy refuses it the least that it takes: for the longest prompt, or that beside a token of every running request.
+
+    Raises: ConfigError if the policy refuses the limits for another reason.
+    """
+    longest = max(limits.max_model_len, limits.max_num_seqs)
+    for budget in (limits.token_budget, longest):
+        try:
+            policy.check(replace(limits, token_budget=budget))
+        except ConfigError:
+            continue
+        return budget
+    largest = limits.max_model_len + limits.max_num_seqs
+    policy.check(replace(limits, token_budget=largest))
+    return largest
