@@ -69,6 +69,17 @@ def test_a_first_token_that_is_due_sooner_comes_sooner(make_policy: Make, make_m
     assert [name for name, _ in planned(machine, 0.0)] == ["long", "short", "batch"]
 
 
+def test_equal_prompts_are_read_one_after_the_other(make_policy: Make, make_machine: Make, make_request: Make):
+    """What is left of a prompt that was begun takes less, so that it could wait longer than the other one: they would take turns, and both would come late."""
+    machine = make_machine(make_policy(50, ttft_slo_s=2.0))
+    machine.add(make_request("first", 5000), make_request("second", [5] * 5000))
+    assert [chunks(machine.step().schedule) for _ in range(3)] == [
+        {"first": 2048},
+        {"first": 2048},
+        {"first": 904, "second": 1144},
+    ]
+
+
 @pytest.mark.parametrize(
     ("arrival_s", "now_s", "first"),
     [

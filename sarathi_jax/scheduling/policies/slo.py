@@ -162,20 +162,17 @@ class SloPolicy:
 
         def key(request: Request) -> tuple[int, float, bool, float, tuple[int, int]]:
             if request.first_token_s is not None or (request.samples and request.samples[0].first_token_s is not None):
-                return (
-                    0,
-                    0.0,
-                    False,
-                    request.arrival_s,
-                    request.order,
-                )  # its next token is late already, or little is missing to its first
+                # Its next token is late already, or little is missing to its first.
+                return 0, 0.0, False, request.arrival_s, request.order
             share = 0.0 if shares is None else shares.served(request.client)
             num_left = request.num_tokens - max(request.num_computed_tokens, request.num_expected_hit_tokens)
             ttft_slo_s = levels.get(request.slo_class, default).ttft_slo_s
             if ttft_slo_s is None:
                 return 1, share, False, request.arrival_s + stretch_s * min(num_left, cut_off), request.order
-            start_by_s = request.arrival_s + ttft_slo_s - token_s * num_left
-            is_relegated = start_by_s < now_s < request.arrival_s + PATIENCE * ttft_slo_s
+            due_s = request.arrival_s + ttft_slo_s
+            is_relegated = due_s - token_s * num_left < now_s < request.arrival_s + PATIENCE * ttft_slo_s
+            # By when the whole prompt had to begin: a begun one would gain slack with every chunk, so that equal ones took turns and all came late.
+            start_by_s = due_s - token_s * (request.num_tokens - request.num_expected_hit_tokens)
             return 1, share, is_relegated, start_by_s, request.order
 
         return key
