@@ -80,6 +80,8 @@ class StreamEvent(NamedTuple):
     token_ids: the tokens that came, the one that ended the output included.
     finish_reason: why the sample ended with this; None while it goes on.
     output: the whole request, in the event that ends its last sample.
+    logprobs: of the token that came, if asked for; None without one.
+    prompt_logprobs: all of the prompt's, as in `RequestOutput`, if asked for: in the event of the first sample's first token, and in no other.
     """
 
     request_id: str
@@ -88,3 +90,5 @@ class StreamEvent(NamedTuple):
     token_ids: list[int]
     finish_reason: FinishReason | None = None
     output: RequestOutput | None = None
+    logprobs: TokenLogprobs | None = None
+    prompt_logprobs: Sequence[TokenLogprobs | None] | None = None

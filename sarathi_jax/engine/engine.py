@@ -39,6 +39,10 @@ class _Entry:
     prompt_logprobs: list[TokenLogprobs | None] | None
 
     @property
+    def has_logprobs(self) -> bool:
+        return self.prompt_logprobs is not None or self.samples[0].request.sampling.logprobs is not None
+
+    @property
     def is_finished(self) -> bool:
         return all(sample.finish_reason is not None for sample in self.samples)
 
@@ -176,11 +180,14 @@ class Engine:
                 continue
             delta = sample.push(output, now_s)
             if sample.finish_reason is None:
-                events.append(StreamEvent(entry.request_id, sample.index, delta, token_ids))
+                event = StreamEvent(entry.request_id, sample.index, delta, token_ids)
             else:
                 if output.finish_reason is None:  # a stop string, which the scheduler can't see
                     self._finish(sample, sample.finish_reason, now_s)
-                events.append(self._last_event(entry, sample, delta, token_ids))
+                event = self._last_event(entry, sample, delta, token_ids)
+            if entry.has_logprobs:
+                event = _with_logprobs(event, entry, sample, output.logprobs)
+            events.append(event)
         return events
 
     def close(self) -> None:
@@ -219,3 +226,11 @@ class Engine:
         self._sample_entries.pop(sample.request.request_id)
         whole = self._entries.pop(entry.request_id).output() if entry.is_finished else None
         return StreamEvent(entry.request_id, sample.index, delta, token_ids, sample.finish_reason, whole)
+
+
+def _with_logprobs(
+    event: StreamEvent, entry: _Entry, sample: SampleOutput, logprobs: TokenLogprobs | None
+) -> StreamEvent:
+    """The event of a request that asked for log-probabilities: with its token's, and the prompt's where the first token comes."""
+    is_first = bool(event.token_ids) and sample.index == 0 and sample.num_new_tokens == 1
+    return event._replace(logprobs=logprobs, prompt_logprobs=entry.prompt_logprobs if is_first else None)

@@ -39,6 +39,11 @@ class SampleOutput:
         self._logprobs: list[TokenLogprobs] | None = [] if request.sampling.logprobs is not None else None
         self._stop_token_id: int | None = None
 
+    @property
+    def num_new_tokens(self) -> int:
+        """Tokens that came so far."""
+        return len(self._token_times_s)
+
     def push(self, output: TokenOutput, now_s: float) -> str:
         """Take in a token. Returns: the text it settles.
 

@@ -106,7 +106,13 @@ class FakeExecutor:
             each if row.sampling.logprobs is not None else None
             for each, row in zip(logprobs, schedule.rows, strict=True)
         ]
-        return StepResult(token_ids, None if all(is_finite) else is_finite, asked if any(asked) else None)
+        of_prompts = [prompt_logprobs(row) for row in schedule.rows]
+        return StepResult(
+            token_ids,
+            None if all(is_finite) else is_finite,
+            asked if any(asked) else None,
+            of_prompts if any(each is not None for each in of_prompts) else None,
+        )
 
     def _run_row(self, row: ScheduledRow) -> int:
         """Token by position in the slot's history; a hole or a stale one makes the sampled token wrong."""
@@ -123,6 +129,14 @@ class FakeExecutor:
         token_id = next_token([0 if token is None else token for token in history[:end]], row.seed)
         history[end:] = [token_id]
         return token_id
+
+
+def prompt_logprobs(row: ScheduledRow) -> list[TokenLogprobs] | None:
+    """A row's, which say the position that each is of; None if nobody asked."""
+    if row.sampling.prompt_logprobs is None:
+        return None
+    end = min(row.start + row.num_tokens, row.num_prompt_tokens - 1)
+    return [TokenLogprobs(-float(position + 1), 1, ()) for position in range(row.start, end)]
 
 
 @dataclass(frozen=True)
