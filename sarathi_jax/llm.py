@@ -1,6 +1,5 @@
 """LLM: a model, its tokenizer and an engine, for offline batches, chat and streams."""
 
-import atexit
 import contextlib
 import dataclasses
 import difflib
@@ -12,29 +11,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from sarathi_jax.checkpoints.model_source import ModelSource, find_model
-from sarathi_jax.clock import Clock, WallClock
+from sarathi_jax.checkpoints.model_source import ModelSource
 from sarathi_jax.config import EngineConfig
-from sarathi_jax.engine.engine import Engine, Prompt
-from sarathi_jax.engine.flight_recorder import FlightRecorder
-from sarathi_jax.engine.flight_watch import FlightWatch
-from sarathi_jax.engine.replicas import AnyEngine, EngineReplicas
+from sarathi_jax.engine.engine import Prompt
+from sarathi_jax.engine.replicas import AnyEngine
 from sarathi_jax.errors import ConfigError, EngineError, ModelNotFoundError, RequestError
-from sarathi_jax.execution.build import EnginePrograms
-from sarathi_jax.execution.compile_ledger import CompileLedger
-from sarathi_jax.execution.executor import JaxExecutor
-from sarathi_jax.execution.led_group import LedGroup
-from sarathi_jax.execution.replicas import build_replicas, start_replicas
-from sarathi_jax.group.leader import Leader
-from sarathi_jax.group.place import find_place
 from sarathi_jax.outputs import RequestOutput, StreamEvent
-from sarathi_jax.profiling import least_limits, make_slo_policy, start_profile
 from sarathi_jax.sampling_params import SamplingParams
-from sarathi_jax.scheduling.policies import make_policy
-from sarathi_jax.scheduling.scheduler import Scheduler
 from sarathi_jax.scheduling.service_levels import INTERACTIVE
-from sarathi_jax.scheduling.step_profile import StepProfile
-from sarathi_jax.scheduling.token_budget import with_token_budget
+from sarathi_jax.started_engine import StartedEngine
 from sarathi_jax.text.chat import encode_chat
 from sarathi_jax.text.chat_template import ChatTemplate
 from sarathi_jax.text.tokenizer import Tokenizer
@@ -55,39 +40,24 @@ class LLM:
     """
 
     def __init__(self, model: str = "demo", *, progress: bool | None = None, **options: Any) -> None:
-        self.config = with_token_budget(engine_config(model, options))
-        self._group = _lead_group(self.config)
-        try:
-            self._start(sys.stderr.isatty() if progress is None else progress)
-        except BaseException as error:
-            if self._group is not None:
-                self._group.fail(error)
-            raise
-
-    def _start(self, has_bars: bool) -> None:
-        source = find_model(self.config.model, is_dummy=self.config.load_format == "dummy")
-        self.model_config = source.config
-        self.tokenizer = None if source.folder is None else _load_tokenizer(source.folder)
-        self._template = None if source.folder is None else ChatTemplate.from_folder(source.folder)
-        make_policy(self.config.policy).check(least_limits(self.config, source.config))
-        built = _build(source, self.config, has_bars, self._group)
-        self.compile_ledger: CompileLedger = built[0][0].ledger
-        for programs, _ in built[1:]:
-            self.compile_ledger.absorb(programs.ledger)
-        self.memory_plan = built[0][0].plan
-        profile = start_profile(self.config, built[0][1], progress=has_bars) if self.config.policy == "slo" else None
-        self.engines = [
-            _make_engine(*each, self.config, profile, self.tokenizer, place) for place, each in enumerate(built)
-        ]
-        self.engine: AnyEngine = (
-            self.engines[0] if len(self.engines) == 1 else EngineReplicas(self.engines, seed=self.config.seed)
-        )
+        has_bars = sys.stderr.isatty() if progress is None else progress
+        started = StartedEngine(engine_config(model, options), progress=has_bars, found=self._read_texts)
+        self.config = started.config
+        self.model_config = started.source.config
+        self.compile_ledger = started.compile_ledger
+        self.memory_plan = started.programs.plan
+        self.engines = started.engines
+        self.engine: AnyEngine = started.engine
         self._outputs: dict[str, RequestOutput] = {}
         self._events: dict[str, list[StreamEvent]] = {}
         # Also when the process ends, or nobody holds this object any more.
-        self._finalizer = weakref.finalize(self, _close, self.engine, self._template, self._group)
-        if self._group is not None:
-            atexit.register(self._finalizer)  # before jax takes leave of the other processes, which wait for calls
+        self._finalizer = weakref.finalize(self, _close, started, self._template)
+
+    def _read_texts(self, source: ModelSource) -> Tokenizer | None:
+        """Tokenizer and chat template, where the model has any."""
+        self.tokenizer = None if source.folder is None else _load_tokenizer(source.folder)
+        self._template = None if source.folder is None else ChatTemplate.from_folder(source.folder)
+        return self.tokenizer
 
     def generate(
         self,
@@ -243,19 +213,6 @@ class LLM:
         return encode_chat(self.tokenizer, self._template, messages, tools)
 
 
-def _lead_group(config: EngineConfig) -> LedGroup | None:
-    """The group that this process leads; None: it is alone. Raises: ConfigError if it has to follow; what LedGroup raises."""
-    place = find_place(config)
-    if place is None:
-        return None
-    if not place.is_leader:
-        raise ConfigError(
-            f"Only process 0 of a group takes requests, got process_id={place.process_id}: call sarathi_jax.follow with the same options, or run"
-            " `sarathi-jax follow`."
-        )
-    return LedGroup(config, place)
-
-
 def engine_config(model: str, options: Mapping[str, Any]) -> EngineConfig:
     """Options as they come from Python. Raises: ConfigError, with the closest name there is, if there is no such option."""
     names = {field.name for field in dataclasses.fields(EngineConfig)}
@@ -269,14 +226,12 @@ def engine_config(model: str, options: Mapping[str, Any]) -> EngineConfig:
     return EngineConfig(model=model, **options)
 
 
-def _close(engine: AnyEngine, template: ChatTemplate | None, group: LedGroup | None) -> None:
-    """Each of them, whatever becomes of the others."""
+def _close(started: StartedEngine, template: ChatTemplate | None) -> None:
+    """Both, whatever becomes of the other."""
     with contextlib.ExitStack() as stack:
-        if group is not None:
-            stack.callback(group.close)
         if template is not None:
             stack.callback(template.close)
-        engine.close()
+        started.close()
 
 
 def _load_tokenizer(folder: Path) -> Tokenizer | None:
@@ -284,78 +239,6 @@ def _load_tokenizer(folder: Path) -> Tokenizer | None:
         return Tokenizer.from_folder(folder)
     except ModelNotFoundError:
         return None  # prompts are token ids then; text and chat say so
-
-
-def _build(
-    source: ModelSource, config: EngineConfig, progress: bool, group: LedGroup | None
-) -> list[tuple[EnginePrograms, JaxExecutor]]:
-    """What runs each replica of the engine."""
-    if group is None:
-        replicas = build_replicas(source, config, progress=progress)
-        return start_replicas(replicas, progress=progress)
-
-    def build(leader: Leader) -> list[tuple[EnginePrograms, JaxExecutor]]:
-        replicas = build_replicas(source, config, progress=progress, group=leader)
-        return start_replicas(replicas, progress=progress, leader=leader)
-
-    return group.run(source, build)
-
-
-def _make_engine(
-    programs: EnginePrograms,
-    executor: JaxExecutor,
-    config: EngineConfig,
-    profile: StepProfile | None,
-    tokenizer: Tokenizer | None,
-    replica: int,
-) -> Engine:
-    model_config = programs.model_state.config
-    scheduler = Scheduler(
-        config.policy if profile is None else make_slo_policy(config, profile),
-        num_pages=programs.geometry.num_pages,
-        page_size=config.page_size,
-        token_budget=config.step_tokens,
-        max_num_seqs=config.max_num_seqs,
-        max_model_len=programs.geometry.max_model_len,
-        vocab_size=model_config.vocab_size,
-        is_prefix_caching=config.prefix_caching,
-        max_num_partial_prefills=config.max_num_partial_prefills,
-        long_prefill_token_threshold=config.long_prefill_token_threshold,
-        preempt_every_steps=config.preempt_every_steps,
-        is_head_of_line_blocking=config.head_of_line_blocking,
-        num_microbatches=programs.model_state.num_stages,
-    )
-    clock = WallClock()
-    return Engine(
-        scheduler,
-        executor,
-        clock,
-        is_overlapped=config.overlap,
-        tokenizer=tokenizer,
-        eos_token_ids=model_config.eos_token_ids,
-        seed=config.seed,
-        replica=replica,
-        recorder=_make_recorder(scheduler, clock, programs.ledger, config, replica),
-    )
-
-
-def _make_recorder(
-    scheduler: Scheduler, clock: Clock, ledger: CompileLedger, config: EngineConfig, replica: int
-) -> FlightRecorder | None:
-    if not config.flight_recorder:
-        return None
-    recorder = FlightRecorder(
-        scheduler,
-        clock,
-        max_events=config.flight_recorder,
-        is_overlapped=config.overlap,
-        model=Path(config.model).name if Path(config.model).is_dir() else config.model,
-        replica=replica,
-        compiled=ledger.entries,
-    )
-    if config.flight_record_folder is not None:
-        recorder.watch = FlightWatch(recorder, clock, Path(config.flight_record_folder))
-    return recorder
 
 
 def _as_list(prompts: Prompts) -> list[Prompt]:

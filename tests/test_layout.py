@@ -18,7 +18,7 @@ CODE_FOLDERS = ("sarathi_jax", "kernels", "models", "serve", "tests", "benchmark
 BASE = ["errors", "clock", "gpu_defaults", "sampling_params", "config", "outputs"]
 HOST = [*BASE, "text", "scheduling", "engine", "simulation", "group"]
 DEVICE = [*BASE, "kernels", "models", "sharding", "checkpoints", "execution"]
-TOP = ["generate", "restore", "profiling", "llm", "follow", "lab", "serve", "cli"]
+TOP = ["generate", "restore", "profiling", "started_engine", "llm", "follow", "lab", "serve", "cli"]
 BELOW = {
     **{name: set(BASE[:position]) for position, name in enumerate(BASE)},
     "text": set(BASE),
@@ -34,10 +34,11 @@ BELOW = {
     "generate": {*HOST, *DEVICE},
     "restore": set(DEVICE),
     "profiling": {*HOST, *DEVICE},
-    "llm": {*HOST, *DEVICE, "generate", "profiling"},
+    "started_engine": {*HOST, *DEVICE, "profiling"},
+    "llm": {*HOST, *DEVICE, "generate", "started_engine"},
     "follow": {*HOST, *DEVICE, "llm"},
     "lab": {*HOST, *DEVICE},
-    "serve": {*HOST, *DEVICE, "generate", "llm", "follow"},
+    "serve": {*HOST, *DEVICE, "started_engine", "follow", "__version__"},
     "cli": {*HOST, *DEVICE, "generate", "profiling", "llm", "follow", "lab", "serve", "__version__"},
     "": set(),
 }
