@@ -110,6 +110,7 @@ class Engine:
         cache_salt: str = "",
         slo_class: str = INTERACTIVE,
         client: str = "",
+        output_token_ids: Sequence[int] = (),
     ) -> str:
         """Queue a request.
 
@@ -120,14 +121,18 @@ class Engine:
           arrival_s: on the engine's clock; None is now.
           cache_salt: KV pages are shared only among requests of the same salt.
           slo_class, client: "interactive" or "batch", and who asks, for policies that look at them (`scheduling.service_levels`).
+          output_token_ids: output that the request has had already, from an engine that is no more: it goes on with the tokens that it would have had
+            there. max_tokens and penalties count them; events, log-probabilities and latencies are of the new ones. n must be 1, and a seed be given unless
+            it is greedy.
         Returns: its id.
         Raises: RequestError if it can't be served; nothing has changed then.
         """
         params = params or SamplingParams()
         check_class(slo_class, client)
-        token_ids = self._token_ids(prompt)
+        token_ids, given_ids = self._token_ids(prompt), _plain_ids(output_token_ids)
         if params.stop and self._tokenizer is None:
             raise RequestError("stop needs a tokenizer, got a model without one: use stop_token_ids.", param="stop")
+        text, shown = self._text_after(params, given_ids)
         limit = self.scheduler.limits.max_model_len - len(token_ids)
         request = Request(
             request_id or f"request-{next(self._numbers)}",
@@ -136,6 +141,7 @@ class Engine:
             arrival_s=self.clock.now() if arrival_s is None else arrival_s,
             seed=int(self._seeds.integers(2**63)) if params.seed is None else params.seed,
             max_tokens=max(limit, 1) if params.max_tokens is None else params.max_tokens,
+            output_token_ids=given_ids,
             eos_token_ids=self._eos_token_ids,
             cache_salt=cache_salt,
             slo_class=slo_class,
@@ -144,10 +150,11 @@ class Engine:
         added = self.scheduler.add(request)
         if self.recorder is not None:
             self.recorder.arrived(added)
-        samples = [SampleOutput(sample, self._new_text(params)) for sample in added]
+        texts = [text, *(self._new_text(params) for _ in added[1:])]
+        samples = [SampleOutput(*each, shown) for each in zip(added, texts, strict=True)]
         prompt_logprobs: list[TokenLogprobs | None] | None = None if params.prompt_logprobs is None else [None]
-        text = prompt if isinstance(prompt, str) else None
-        entry = _Entry(request.request_id, text, token_ids, samples, prompt_logprobs)
+        asked = prompt if isinstance(prompt, str) else None
+        entry = _Entry(request.request_id, asked, token_ids, samples, prompt_logprobs)
         self._entries[entry.request_id] = entry
         self._sample_entries |= {sample.request.request_id: (entry, sample) for sample in samples}
         return entry.request_id
@@ -210,8 +217,7 @@ class Engine:
                     f"The prompt must be a text or a list of token ids, got {type(prompt).__name__}: pass one of these.",
                     param="prompt",
                 )
-            # An array's ids become Python's; what they are is checked where all requests are.
-            return [each.item() if isinstance(each, np.integer) else each for each in prompt]
+            return _plain_ids(prompt)
         if self._tokenizer is None:
             raise RequestError(
                 "A text prompt needs a tokenizer, got a model without one: pass token ids.", param="prompt"
@@ -221,11 +227,35 @@ class Engine:
     def _new_text(self, params: SamplingParams) -> OutputText | None:
         return None if self._tokenizer is None else OutputText(self._tokenizer, params)
 
+    def _text_after(self, params: SamplingParams, given_ids: Sequence[int]) -> tuple[OutputText | None, str]:
+        """The text of an output that goes on after these tokens. Returns: it, and what was shown of it. Raises: RequestError if it can't go on."""
+        text = self._new_text(params)
+        if given_ids and params.seed is None and not params.is_greedy:
+            raise RequestError(
+                "A sampled request can go on after output_token_ids only with the seed that it had, got none. Pass that seed.",
+                param="seed",
+            )
+        vocab_size = self.scheduler.limits.vocab_size
+        if text is None or any(type(each) is not int or not 0 <= each < vocab_size for each in given_ids):
+            return text, ""  # ids that are none are refused where all requests are checked
+        shown = "".join([text.push(each) for each in given_ids])
+        if text.matched_stop is not None:
+            raise RequestError(
+                f"output_token_ids must hold no stop string, got {text.matched_stop!r} in their text. The output has ended: don't go on.",
+                param="output_token_ids",
+            )
+        return text, shown
+
     def _last_event(self, entry: _Entry, sample: SampleOutput, delta: str, token_ids: list[int]) -> StreamEvent:
         """A sample ended, and with the last one the request."""
         self._sample_entries.pop(sample.request.request_id)
         whole = self._entries.pop(entry.request_id).output() if entry.is_finished else None
         return StreamEvent(entry.request_id, sample.index, delta, token_ids, sample.finish_reason, whole)
+
+
+def _plain_ids(token_ids: Iterable[int]) -> list[int]:
+    """An array's ids become Python's; what they are is checked where all requests are."""
+    return [each.item() if isinstance(each, np.integer) else each for each in token_ids]
 
 
 def _with_logprobs(

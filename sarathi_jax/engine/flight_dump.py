@@ -108,6 +108,7 @@ def request_facts(snapshot: notes.Snapshot) -> list[RequestFacts]:
             arrival_s=note.arrival_s,
             num_prompt_tokens=note.num_prompt_tokens,
             max_tokens=note.max_tokens,
+            num_resumed_tokens=note.num_resumed_tokens,
             leader=note.leader,
             sample_index=note.sample_index,
             num_samples=note.num_samples,

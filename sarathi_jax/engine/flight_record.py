@@ -51,6 +51,7 @@ class RequestFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """One sample of one request: all that decisions depend on.
 
     request: its number in this file. leader: the number of its prompt's first sample, where there are several.
+    num_resumed_tokens: output tokens that it came with.
     salt, client: a number for each cache salt and each client; 0 for none.
     blocks: numbers that stand for what its full KV blocks hold, prompt first, each with all before it: two requests have the same number where they
       begin with the same tokens, and only there.
@@ -61,6 +62,7 @@ class RequestFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     arrival_s: float
     num_prompt_tokens: int
     max_tokens: int
+    num_resumed_tokens: int = 0
     leader: int | None = None
     sample_index: int = 0
     num_samples: int = 1

@@ -102,6 +102,7 @@ class RequestNote(NamedTuple):
     arrival_s: float
     num_prompt_tokens: int
     max_tokens: int
+    num_resumed_tokens: int
     leader: int | None
     sample_index: int
     num_samples: int
@@ -345,6 +346,7 @@ class FlightRecorder:
             request.arrival_s,
             request.num_prompt_tokens,
             request.max_tokens,
+            request.num_given_tokens - request.num_prompt_tokens,
             number - request.sample_index if request.sample_index else None,
             request.sample_index,
             leader.sampling.n,

@@ -104,9 +104,10 @@ class _Queue:
         return ("pages", ()) if self._lacks_pages(step.plan) else ("policy", ())
 
     def _lacks_pages(self, plan: Scheduled) -> bool:
-        """Whether the whole prompt has no room beside what is kept free; what a prefix would spare is not counted."""
+        """Whether all that it came with has no room beside what is kept free; what a prefix would spare is not counted."""
         limits = self._run.record.header.limits
-        num_needed = -(-self._facts.num_prompt_tokens // int(limits["page_size"] or 1))
+        num_tokens = self._facts.num_prompt_tokens + self._facts.num_resumed_tokens
+        num_needed = -(-num_tokens // int(limits["page_size"] or 1))
         kept = float(limits["watermark"] or 0.0) * int(limits["num_pages"] or 0)
         return num_needed > plan.num_free_pages - kept
 

@@ -51,6 +51,7 @@ class EngineReplicas:
         cache_salt: str = "",
         slo_class: str = INTERACTIVE,
         client: str = "",
+        output_token_ids: Sequence[int] = (),
     ) -> str:
         """Queue a request with the engine that has the fewest. Args, returns, raises: as `Engine.add_request`."""
         request_id = request_id or self._new_id()
@@ -60,16 +61,18 @@ class EngineReplicas:
                 param="request_id",
             )
         params = params or SamplingParams()
-        seed = int(self._seeds.integers(2**63)) if params.seed is None else params.seed
+        if params.seed is None and not output_token_ids:  # who goes on has to bring the seed that it had
+            params = replace(params, seed=int(self._seeds.integers(2**63)))
         engine = min(self.engines, key=lambda each: each.scheduler.num_running + each.scheduler.num_waiting)
         added = engine.add_request(
             prompt,
-            replace(params, seed=seed),
+            params,
             request_id=request_id,
             arrival_s=arrival_s,
             cache_salt=cache_salt,
             slo_class=slo_class,
             client=client,
+            output_token_ids=output_token_ids,
         )
         self._places[added] = engine
         return added

@@ -14,6 +14,7 @@ class SampleOutput:
     Args:
       request: the sample, as the scheduler holds it.
       text: its detokenizer and stop strings; None without a tokenizer.
+      shown: what the text has settled of tokens that the request came with.
 
     finish_reason: None while it goes on.
     """
@@ -29,12 +30,12 @@ class SampleOutput:
         "request",
     )
 
-    def __init__(self, request: Request, text: OutputText | None) -> None:
+    def __init__(self, request: Request, text: OutputText | None, shown: str = "") -> None:
         self.request = request
         self.index = request.sample_index
         self.finish_reason: FinishReason | None = None
         self._text = text
-        self._deltas: list[str] = []
+        self._deltas: list[str] = [shown] if shown else []
         self._token_times_s: list[float] = []
         self._logprobs: list[TokenLogprobs] | None = [] if request.sampling.logprobs is not None else None
         self._stop_token_id: int | None = None

@@ -1,5 +1,7 @@
 """Refuses requests that can never be served, with the arithmetic in the message. Knows nothing of what runs now."""
 
+from collections.abc import Sequence
+
 from sarathi_jax.errors import RequestError
 from sarathi_jax.sampling_params import SamplingParams
 from sarathi_jax.scheduling.limits import SchedulerLimits
@@ -9,30 +11,61 @@ from sarathi_jax.scheduling.request import Request
 def check_request(request: Request, limits: SchedulerLimits) -> None:
     """Raises: RequestError, with `param`, if no waiting would make this request fit or its ids mean nothing to the model."""
     _check_prompt(request, limits.vocab_size)
+    _check_output(request, limits.vocab_size)
     _check_length(request, limits)
     _check_sampling_ids(request.sampling, limits.vocab_size)
     _check_allowed_ids(request)
 
 
 def _check_prompt(request: Request, vocab_size: int) -> None:
-    if not request.token_ids:
+    if not request.num_prompt_tokens:
         raise RequestError(
             "The prompt must hold at least one token, got none. Pass some text, or a token such as the beginning-of-sequence one.",
             param="prompt",
         )
-    if set(map(type, request.token_ids)) != {int}:
+    is_fresh = request.num_given_tokens == request.num_prompt_tokens
+    _check_ids(request.token_ids if is_fresh else request.prompt_token_ids, vocab_size, "Prompt", "prompt")
+
+
+def _check_ids(token_ids: Sequence[int], vocab_size: int, name: str, param: str) -> None:
+    if set(map(type, token_ids)) != {int}:
         raise RequestError(
-            f"Prompt token ids must be whole numbers below {vocab_size}, got other values. Pass a list of ints.",
-            param="prompt",
+            f"{name} token ids must be whole numbers below {vocab_size}, got other values. Pass a list of ints.",
+            param=param,
         )
-    distinct = set(request.token_ids)  # a prompt repeats its tokens: this is faster than looking at each twice
+    distinct = set(token_ids)  # a prompt repeats its tokens: this is faster than looking at each twice
     if min(distinct) < 0 or max(distinct) >= vocab_size:
-        wrong = ((place, each) for place, each in enumerate(request.token_ids) if not 0 <= each < vocab_size)
+        wrong = ((place, each) for place, each in enumerate(token_ids) if not 0 <= each < vocab_size)
         position, token_id = next(wrong)
         raise RequestError(
-            f"Prompt token ids must be between 0 and {vocab_size - 1} (the vocabulary has {vocab_size}), got {token_id} at "
+            f"{name} token ids must be between 0 and {vocab_size - 1} (the vocabulary has {vocab_size}), got {token_id} at "
             f"position {position}. Tokenize with this model's tokenizer.",
-            param="prompt",
+            param=param,
+        )
+
+
+def _check_output(request: Request, vocab_size: int) -> None:
+    """Output that a request had elsewhere must be one that it can go on after."""
+    output = request.output_token_ids
+    if not output:
+        return
+    _check_ids(output, vocab_size, "Output", "output_token_ids")
+    if request.sampling.n != 1:
+        raise RequestError(
+            f"Only one sample can go on after output_token_ids, got n={request.sampling.n}. Send each sample as a request with n=1.",
+            param="n",
+        )
+    if len(output) >= request.max_tokens:
+        raise RequestError(
+            f"output_token_ids must leave some of max_tokens={request.max_tokens}, which counts them, got {len(output)}. It has ended: don't go on.",
+            param="output_token_ids",
+        )
+    min_tokens = request.sampling.min_tokens
+    stop = next((token_id for token_id in output[min_tokens:] if token_id in request.stop_token_ids), None)
+    if stop is not None:
+        raise RequestError(
+            f"output_token_ids must hold no token that ends the output, got {stop}. It has ended: don't go on.",
+            param="output_token_ids",
         )
 
 

@@ -44,6 +44,7 @@ class Request:
 
     Args:
       prompt_token_ids: what to start from; at least one id (`Scheduler.add` checks).
+      output_token_ids: output that it had elsewhere, and goes on after, as after a preemption. max_tokens counts it.
       max_tokens: most tokens to generate, resolved (never None).
       seed: of this sample; a token's key depends on it and on the token's position only.
       eos_token_ids: ids that end the output unless `sampling.ignore_eos`.
@@ -52,6 +53,7 @@ class Request:
       slo_class, client: what it was promised (`scheduling.service_levels`) and who asks, for policies that look at them; `slo` does.
 
     num_tokens: prompt and output tokens, pending ones included.
+    num_given_tokens: those that it came with.
     num_computed_tokens: tokens whose keys and values are written by the steps scheduled so far.
     num_prefill_tokens: tokens there were at the last admission; until they are computed the request reads, then it decodes.
     num_reserved_tokens: tokens that its pages hold. min_reserved_tokens: those that they had to hold from its last admission on.
@@ -80,6 +82,7 @@ class Request:
         "next_block_end",
         "num_computed_tokens",
         "num_expected_hit_tokens",
+        "num_given_tokens",
         "num_in_flight_rows",
         "num_pending_tokens",
         "num_preemptions",
@@ -114,6 +117,7 @@ class Request:
         arrival_s: float,
         seed: int,
         max_tokens: int,
+        output_token_ids: Sequence[int] = (),
         eos_token_ids: Collection[int] = (),
         cache_salt: str = "",
         priority: int = 0,
@@ -132,18 +136,17 @@ class Request:
         self.slo_class = slo_class
         self.client = client
         self.sample_index = sample_index
-        self.token_ids = list(prompt_token_ids)
+        self.token_ids = [*prompt_token_ids, *output_token_ids]
         self.stop_token_ids = frozenset(sampling.stop_token_ids).union(() if sampling.ignore_eos else eos_token_ids)
 
         self.state = RequestState.WAITING
         self.order: tuple[int, int] = (0, sample_index)
-        self.num_prompt_tokens = len(self.token_ids)
-        self.num_tokens = self.num_prompt_tokens
+        self.num_prompt_tokens = len(prompt_token_ids)
+        self.num_tokens = self.num_given_tokens = len(self.token_ids)
         self.max_num_tokens = self.num_prompt_tokens + max_tokens
         self.num_pending_tokens = 0
         self.num_computed_tokens = 0
-        self.num_prefill_tokens = 0
-        self.num_in_flight_rows = 0
+        self.num_prefill_tokens = self.num_in_flight_rows = 0
 
         self.samples: tuple[Request, ...] = ()
         self.parked_samples: list[Request] = []
@@ -151,8 +154,7 @@ class Request:
         self.batch_slot: int | None = None
         self.block_table = _NO_PAGES
         self.page_buffer = _NO_PAGES
-        self.num_reserved_tokens = 0
-        self.min_reserved_tokens = 0
+        self.num_reserved_tokens = self.min_reserved_tokens = 0
         self.block_chain: list[Block] = []
         self.num_registered_blocks = 0
         self.next_block_end = NEVER

@@ -41,15 +41,18 @@ class RecordedRequests:
     def add(self, scheduler: Scheduler, numbers: list[int]) -> None:
         """Queue a prompt with its samples. Raises: RequestError, as the scheduler does."""
         facts = self.facts(numbers[0])
+        num_tokens = facts.num_prompt_tokens + facts.num_resumed_tokens
+        token_ids = [self.token(numbers[0], position) for position in range(num_tokens)]
         request = Request(
             facts.id,
-            [self.token(numbers[0], position) for position in range(facts.num_prompt_tokens)],
+            token_ids[: facts.num_prompt_tokens],
             SamplingParams(
                 temperature=0.0, n=facts.num_samples, prompt_logprobs=0 if facts.has_prompt_logprobs else None
             ),
             arrival_s=facts.arrival_s,
             seed=0,
             max_tokens=facts.max_tokens,
+            output_token_ids=token_ids[facts.num_prompt_tokens :],
             eos_token_ids=(STOP,),
             cache_salt=str(facts.salt) if facts.salt else "",
             priority=facts.priority,
@@ -60,7 +63,7 @@ class RecordedRequests:
             self._numbers[sample.request_id] = number
             # The prompt's last tokens share a block with the output, and each sample's output is its own.
             start = facts.num_prompt_tokens - facts.num_prompt_tokens % self._page_size
-            sample.token_ids[start:] = [self.token(number, place) for place in range(start, facts.num_prompt_tokens)]
+            sample.token_ids[start:] = [self.token(number, place) for place in range(start, num_tokens)]
 
     def _own_number(self, number: int, index: int) -> int:
         key = number, index

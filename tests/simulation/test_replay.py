@@ -1,7 +1,8 @@
 """A run of the real engine, recorded and replayed: the same decisions, byte for byte.
 
 The runs have what makes decisions hard to repeat: preemptions for want of pages, prefixes that are found (prompts that begin alike, and follow-ups that begin
-with an earlier prompt and its output), several samples of a prompt, stop strings, stop tokens, salts, prompt log-probabilities, aborts at any time, both loops.
+with an earlier prompt and its output), several samples of a prompt, stop strings, stop tokens, salts, prompt log-probabilities, aborts at any time, requests
+that go on after output they had elsewhere, both loops.
 Two things are compared: what `replay` compares, and all of each schedule as it left the scheduler, written out here without the recorder's help.
 """
 
@@ -84,6 +85,7 @@ class Load:
         self._tokenizer = llm.tokenizer
         self._talks: list[list[int]] = []
         self.finish_reasons: list[str] = []
+        self.num_resumed = 0
 
     def add(self, engine: Engine) -> str:
         rng = self._rng
@@ -94,7 +96,14 @@ class Load:
         else:
             prompt = self._tokenizer.encode(" ".join(rng.choices(self._texts, k=rng.randint(1, 3))))
         prompt = [*prompt, *rng.choices(range(64, 90), k=rng.choice([0, 0, 3, 30]))][: MAX_MODEL_LEN - 40]
-        return engine.add_request(prompt, params, cache_salt=rng.choice(["", "", "", "a", "b"]))
+        # Some go on after output that they had elsewhere.
+        split = len(prompt) - rng.randint(1, min(8, (params.max_tokens or 2) - 1))
+        ends = {*engine._eos_token_ids, *params.stop_token_ids}.intersection(prompt[split:])
+        is_resumed = split > 0 and not ends and params.n == 1 and not params.stop and rng.random() < 0.3
+        split = split if is_resumed else len(prompt)
+        self.num_resumed += is_resumed
+        salt = rng.choice(["", "", "", "a", "b"])
+        return engine.add_request(prompt[:split], params, cache_salt=salt, output_token_ids=prompt[split:])
 
     def take(self, event: Any) -> None:
         if event.output is not None:
@@ -150,6 +159,7 @@ def check_identity(record: FlightRecord, load: Load, decisions: list[bytes]) -> 
     assert found.num_steps == len(recorded) == len(decisions)
     assert decisions == recorded
     assert found.num_prefix_hit_tokens > 0
+    assert load.num_resumed == sum(bool(facts.num_resumed_tokens) for facts in record.requests.values()) > 0
     assert (found.num_preemptions > 0) != (record.header.policy in NEVER_PREEMPT)
     assert {"stop", "length", "abort"} <= set(load.finish_reasons)
 

@@ -114,7 +114,7 @@ class SloPolicy:
     # ---- what it learns
 
     def arrived(self, request: Request) -> None:
-        num_tokens = request.num_prompt_tokens - request.num_expected_hit_tokens
+        num_tokens = request.num_given_tokens - request.num_expected_hit_tokens
         self._typical_tokens += (num_tokens - self._typical_tokens) * (LENGTH_RATE if self._typical_tokens else 1.0)
         self._lines.drop_ended()
         if self._shares is not None and request.client not in self._lines.clients:
@@ -296,7 +296,7 @@ def _carried_s(request: Request, tbt_slo_s: float, start_s: float) -> float:
     """Until the token of this step is due, if tokens are due at even times from the first one on; at least one TBT SLO, as nothing is to be stalled for it."""
     if request.first_token_s is None:
         return tbt_slo_s
-    due_s = request.first_token_s + tbt_slo_s * (request.num_tokens - request.num_prompt_tokens)
+    due_s = request.first_token_s + tbt_slo_s * (request.num_tokens - request.num_given_tokens)
     return min(max(due_s - start_s, tbt_slo_s), MAX_CARRIED * tbt_slo_s)
 
 
