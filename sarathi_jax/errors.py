@@ -22,11 +22,12 @@ class ConfigError(SarathiError, ValueError):
 
 
 class RequestError(SarathiError, ValueError):
-    """A request can't be served as it stands. `param` names the field at fault, in the caller's words."""
+    """A request can't be served as it stands. `param` names the field at fault, in the caller's words; `code` is what OpenAI's API calls this kind of error."""
 
-    def __init__(self, message: str, *, param: str | None = None) -> None:
+    def __init__(self, message: str, *, param: str | None = None, code: str = "invalid_value") -> None:
         super().__init__(message)
         self.param = param
+        self.code = code
 
 
 class ModelError(SarathiError):

@@ -1,1 +1,1 @@
-"""Where the HTTP server will stand (OpenAI-compatible API, page, engine process). Nothing here serves yet: use `LLM` or the command line."""
+"""The HTTP server: a front process (this package, without jax) and an engine process (`engine_process`), joined by a socket."""

@@ -19,6 +19,7 @@ from sarathi_jax.gpu_defaults import apply_defaults, import_jax_quietly
 COMMANDS = {
     "generate": "complete prompts, from the command line or from standard input",
     "chat": "talk with a model in the terminal",
+    "serve": "answer over HTTP, as OpenAI's API has it, with a page that shows the engine at work",
     "bench latency": "time a small batch of equal requests, repeatedly",
     "bench throughput": "run many requests, from given lengths or from a trace",
     "bench profile": "measure what steps take on this machine, and which token budget keeps a latency goal",
@@ -47,7 +48,7 @@ WORDS = {
 
 
 class Command(Protocol):
-    """What a command's module has; its docstring and EXAMPLES make up its help."""
+    """What a command's module has; its docstring and EXAMPLES make up its help. NEEDS_JAX may be there, and False: it is not imported then."""
 
     __doc__: str | None
     EXAMPLES: str
@@ -119,8 +120,9 @@ def run_command(name: str, words: Sequence[str]) -> int:
     place = place_of(args)
     if place is not None and not place.is_leader:
         command = command_module("follow")  # whatever the command: process 0 runs it
-    apply_defaults()
-    import_jax_quietly(makes_devices=place is None)
+    if getattr(command, "NEEDS_JAX", True):
+        apply_defaults()
+        import_jax_quietly(makes_devices=place is None)
     return command.run(args)
 
 

@@ -171,6 +171,18 @@ class Engine:
         going = [sample for sample in entry.samples if sample.finish_reason is None]
         return [self._last_event(entry, sample, sample.end("abort"), []) for sample in going]
 
+    def end_sample(self, request_id: str, sample_index: int) -> list[StreamEvent]:
+        """End one sample of a request now, as complete: its text has come to a stop that is looked for outside. One that has ended is no error.
+
+        Returns: its last event.
+        """
+        entry = self._entries.get(request_id)
+        if entry is None or entry.samples[sample_index].finish_reason is not None:
+            return []
+        sample = entry.samples[sample_index]
+        self._finish(sample, "stop", self.clock.now())
+        return [self._last_event(entry, sample, sample.end("stop"), [])]
+
     def step(self, *, does_wait: bool = True) -> list[StreamEvent]:
         """Run one turn of the loop. Args: as its. Returns: what each sample gained by it. Raises: EngineError if the engine can't go on."""
         events: list[StreamEvent] = []

@@ -82,6 +82,14 @@ class EngineReplicas:
         engine = self._places.pop(request_id, None)
         return [] if engine is None else engine.abort(request_id)
 
+    def end_sample(self, request_id: str, sample_index: int) -> list[StreamEvent]:
+        """As `Engine.end_sample`."""
+        engine = self._places.get(request_id)
+        events = [] if engine is None else engine.end_sample(request_id, sample_index)
+        if any(event.output is not None for event in events):
+            del self._places[request_id]
+        return events
+
     def step(self) -> list[StreamEvent]:
         """Run a turn of every engine that need not wait for its devices, so that none holds up another. Returns, raises: as `Engine.step`.
 

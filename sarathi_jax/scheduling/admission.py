@@ -7,6 +7,8 @@ from sarathi_jax.sampling_params import SamplingParams
 from sarathi_jax.scheduling.limits import SchedulerLimits
 from sarathi_jax.scheduling.request import Request
 
+CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
+
 
 def check_request(request: Request, limits: SchedulerLimits) -> None:
     """Raises: RequestError, with `param`, if no waiting would make this request fit or its ids mean nothing to the model."""
@@ -76,6 +78,7 @@ def _check_length(request: Request, limits: SchedulerLimits) -> None:
             f"The prompt has {num_prompt_tokens} tokens and the model's length is {limits.max_model_len}, which leaves no room for "
             f"output. Shorten the prompt to at most {limits.max_model_len - 1} tokens.",
             param="prompt",
+            code=CONTEXT_LENGTH_EXCEEDED,
         )
     if max_tokens < 1:
         raise RequestError(f"max_tokens must be at least 1, got {max_tokens}. Ask for more.", param="max_tokens")
@@ -89,6 +92,7 @@ def _check_length(request: Request, limits: SchedulerLimits) -> None:
             f"{num_prompt_tokens} prompt tokens + max_tokens={max_tokens} = {request.max_num_tokens} exceed the model's length of "
             f"{limits.max_model_len}. Shorten the prompt or lower max_tokens to {limits.max_model_len - num_prompt_tokens}.",
             param="max_tokens",
+            code=CONTEXT_LENGTH_EXCEEDED,
         )
     # The last token's keys and values are never read, so they are never written.
     num_kv_tokens = request.max_num_tokens - 1
@@ -99,6 +103,7 @@ def _check_length(request: Request, limits: SchedulerLimits) -> None:
             f"{num_needed_pages} pages of {limits.page_size} tokens, and there are {limits.num_pages}. Shorten the prompt, lower "
             "max_tokens, or start with more pages.",
             param="max_tokens",
+            code=CONTEXT_LENGTH_EXCEEDED,
         )
 
 

@@ -23,7 +23,7 @@ _STAND_IN_MARK = "\ue000"
 class Tokenizer:
     """A model's tokenizer. Immutable; safe to share between threads.
 
-    `bos_token_id` and `eos_token_id` are None where the model names no such token.
+    `special_texts`: token id -> text, of all special tokens. `bos_token_id` and `eos_token_id` are None where the model names no such token.
     """
 
     def __init__(self, tokenizer_json: str, special_tokens: dict[str, str] | None = None) -> None:
@@ -34,9 +34,9 @@ class Tokenizer:
         self._json = tokenizer_json
         self._plain = _load(tokenizer_json)
         self._plain.encode_special_tokens = True
-        self._special_ids = frozenset(
-            token_id for token_id, token in self._plain.get_added_tokens_decoder().items() if token.special
-        )
+        added = self._plain.get_added_tokens_decoder()
+        self.special_texts = {token_id: token.content for token_id, token in added.items() if token.special}
+        self._special_ids = frozenset(self.special_texts)
         self.special_tokens = dict(special_tokens or {})
         self.bos_token_id = self._special_id("bos_token")
         self.eos_token_id = self._special_id("eos_token")

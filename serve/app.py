@@ -1,0 +1,23 @@
+"""The FastAPI application: every route, in one place, behind one gate."""
+
+from collections.abc import Mapping
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp
+
+from sarathi_jax import __version__
+from sarathi_jax.serve.chat import chat_router
+from sarathi_jax.serve.completions import completions_router
+from sarathi_jax.serve.errors import add_error_handlers
+from sarathi_jax.serve.front import Front
+from sarathi_jax.serve.gate import Gate
+from sarathi_jax.serve.info_routes import info_router, probe_router, token_router
+
+
+def make_app(front: Front, keys: Mapping[bytes, str]) -> ASGIApp:
+    """The application, with the gate around it."""
+    app = FastAPI(title="sarathi-jax", version=__version__, docs_url="/docs", redoc_url=None)
+    add_error_handlers(app)
+    for router in (completions_router, chat_router, info_router, token_router, probe_router):
+        app.include_router(router(front))
+    return Gate(app, front.config, keys)

@@ -1,0 +1,201 @@
+"""The outermost layer: who may come in, with what kind of body, and how much of it; names every request, and logs it. Looks at nothing but the head."""
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import re
+import time
+import uuid
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sarathi_jax.errors import ConfigError
+from sarathi_jax.serve.config import ServeConfig
+from sarathi_jax.serve.errors import ApiError
+
+access_logger = logging.getLogger("sarathi_jax.access")
+
+# What probes ask for, and the page's own files, which are the same for everybody.
+PUBLIC_PATHS = frozenset({"/health", "/live", "/ready", "/"})
+PUBLIC_PREFIX = "/static/"
+HOST = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+ENVIRONMENT_KEY = "SARATHI_JAX_API_KEY"
+
+
+def read_keys(config: ServeConfig, environ: Mapping[str, str]) -> dict[bytes, str]:
+    """Digest of each key -> its name, which logs and metrics may show. Raises: ConfigError."""
+    lines = [*config.api_key, *filter(None, [environ.get(ENVIRONMENT_KEY)])]
+    if config.api_key_file is not None:
+        try:
+            text = Path(config.api_key_file).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"api_key_file must be a readable text file, got {error}: correct it.") from error
+        lines += [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
+    keys: dict[bytes, str] = {}
+    for place, line in enumerate(lines, 1):
+        name, mark, key = line.partition("=")
+        if not mark:
+            name, key = f"key-{place}", line
+        if not key.strip():
+            raise ConfigError(f"A key must have at least one character, got none for {name}: leave it out.")
+        keys[digest(key.strip())] = name
+    return keys
+
+
+def digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode(errors="surrogateescape")).digest()
+
+
+class Gate:
+    """ASGI middleware. keys: digest -> name; none: everybody may come in."""
+
+    def __init__(self, app: ASGIApp, config: ServeConfig, keys: Mapping[bytes, str]) -> None:
+        self._app = app
+        self._config = config
+        self._keys = dict(keys)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope["headers"])
+        visit = Visit(scope, headers, send, has_log=self._config.access_log)
+        body = LimitedBody(receive, self._config)
+        try:
+            self._check(scope, headers)
+        except ApiError as error:
+            visit.closes = True
+            await error.response()(scope, receive, visit.send)
+        else:
+            await self._app(scope, body.receive, visit.send)
+        finally:
+            visit.log()
+
+    def _check(self, scope: Scope, headers: "Headers") -> None:
+        """Raises: ApiError if the request can't come in."""
+        hosts = headers.all(b"host")
+        if len(hosts) != 1 or not HOST.fullmatch(hosts[0]):
+            raise ApiError(400, "invalid_value", "The Host header must name one host.", param="host")
+        if self._keys and not is_public(scope):
+            scope["client_key"] = self._name_of_key(headers)
+        if scope["method"] in ("POST", "PUT", "PATCH"):
+            self._check_body(headers)
+
+    def _name_of_key(self, headers: "Headers") -> str:
+        """Every key is compared, in the same time whatever was sent."""
+        given = headers.all(b"authorization")
+        scheme, _, key = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+        sent, name = digest(key.strip()), None
+        for known, each in self._keys.items():
+            if hmac.compare_digest(known, sent):
+                name = each
+        if name is None or scheme.lower() != "bearer":
+            message = "A valid API key must be sent, as in `Authorization: Bearer KEY`."
+            raise ApiError(401, "invalid_api_key", message, headers={"WWW-Authenticate": "Bearer"})
+        return name
+
+    def _check_body(self, headers: "Headers") -> None:
+        kind = headers.get(b"content-type").split(";")[0].strip().lower()
+        if kind != "application/json":
+            message = f"The Content-Type must be application/json, got {ascii(kind)[:80]}."
+            raise ApiError(415, "unsupported_media_type", message)
+        if headers.get(b"content-encoding").lower() not in ("", "identity"):
+            raise ApiError(
+                415, "unsupported_media_type", "The body must not be compressed: leave out Content-Encoding."
+            )
+        length = headers.get(b"content-length")
+        if length.isdecimal() and int(length) > self._config.max_body_bytes:
+            raise too_large(self._config.max_body_bytes)
+
+
+def is_public(scope: Scope) -> bool:
+    """Whether a path is for everybody. It is the path that will be routed, and nothing that a client can dress up."""
+    return scope["path"] in PUBLIC_PATHS or scope["path"].startswith(PUBLIC_PREFIX)
+
+
+def too_large(max_bytes: int) -> ApiError:
+    message = f"The body must have at most {max_bytes} bytes. Send less."
+    return ApiError(413, "request_too_large", message, headers={"Connection": "close"})
+
+
+class Headers:
+    """The head of one request."""
+
+    def __init__(self, raw: Iterable[tuple[bytes, bytes]]) -> None:
+        self._raw = list(raw)
+
+    def all(self, name: bytes) -> list[str]:
+        return [value.decode("utf-8", "surrogateescape") for each, value in self._raw if each == name]
+
+    def get(self, name: bytes) -> str:
+        """The first one; "" if there is none."""
+        return next(iter(self.all(name)), "")
+
+
+class LimitedBody:
+    """Hands a body on up to its limits of size and time."""
+
+    def __init__(self, receive: Receive, config: ServeConfig) -> None:
+        self._receive = receive
+        self._max_bytes = config.max_body_bytes
+        self._timeout_s = config.body_timeout_s
+        self._num_bytes = 0
+        self._is_whole = False
+        self._end_s = time.perf_counter() + config.body_timeout_s
+
+    async def receive(self) -> Message:
+        """Raises: ApiError 408 or 413."""
+        if self._is_whole:
+            return await self._receive()  # what comes now is that the client leaves
+        try:
+            async with asyncio.timeout(max(self._end_s - time.perf_counter(), 0.0)):
+                message = await self._receive()
+        except TimeoutError as error:
+            text = f"The body must be sent within {self._timeout_s:g} s."
+            raise ApiError(408, "request_timeout", text, headers={"Connection": "close"}) from error
+        self._num_bytes += len(message.get("body", b""))
+        if self._num_bytes > self._max_bytes:
+            raise too_large(self._max_bytes)
+        self._is_whole = not message.get("more_body", False)
+        return message
+
+
+class Visit:
+    """One request, for the log: named by us, and by the client's name for it where that is harmless."""
+
+    def __init__(self, scope: Scope, headers: Headers, send: Send, *, has_log: bool) -> None:
+        self._scope = scope
+        self._send = send
+        self._has_log = has_log
+        self._status = 0
+        self._start_s = scope["arrival_s"] = time.perf_counter()
+        asked = headers.get(b"x-request-id")
+        self._name = asked if REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
+        self.closes = False
+        scope["request_id"] = self._name
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            message["headers"] = [*message["headers"], (b"x-request-id", self._name.encode())]
+            if self.closes:
+                message["headers"].append((b"connection", b"close"))
+        await self._send(message)
+
+    def log(self) -> None:
+        if self._has_log:
+            client = (self._scope.get("client") or ("-",))[0]
+            path = ascii(self._scope["path"])[1:-1][:200]
+            access_logger.info(
+                "%s %s %s %d %.1f ms %s",
+                client,
+                self._scope["method"],
+                path,
+                self._status,
+                1e3 * (time.perf_counter() - self._start_s),
+                self._name,
+            )

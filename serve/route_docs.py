@@ -1,0 +1,46 @@
+"""What /openapi.json says of a route whose body is read by hand, as strictly as pydantic alone does not."""
+
+from typing import Any
+
+from pydantic import BaseModel
+
+ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+STATUSES = (400, 401, 404, 405, 413, 415, 429, 500, 503, 504)
+
+
+def described(body: type[BaseModel]) -> dict[str, Any]:
+    """Arguments for a route's decorator."""
+    schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
+    inner = schema.pop("$defs", {})
+    schema = _inlined(schema, inner)
+    errors: dict[int | str, dict[str, Any]] = {
+        status: {"description": "an error", "content": {"application/json": {"schema": ERROR}}} for status in STATUSES
+    }
+    return {
+        "responses": {200: {"content": {"text/event-stream": {}}}, **errors},
+        "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
+    }
+
+
+def _inlined(value: Any, inner: dict[str, Any]) -> Any:
+    """The schema without references: each route's stands for itself."""
+    if isinstance(value, dict):
+        if isinstance(ref := value.get("$ref"), str):
+            return _inlined(inner[ref.rsplit("/", 1)[-1]], inner)
+        return {key: _inlined(each, inner) for key, each in value.items()}
+    return [_inlined(each, inner) for each in value] if isinstance(value, list) else value
