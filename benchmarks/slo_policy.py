@@ -20,12 +20,13 @@ import numpy as np
 from sarathi_jax.lab.paper_setup import SLOS, deploy, load, models, paper, paper_budget, shape_of, tbt_slo_s
 from sarathi_jax.scheduling.service_levels import ServiceLevel, service_levels
 from sarathi_jax.simulation.arrivals import at_rate, with_arrivals
-from sarathi_jax.simulation.capacity import Criterion, find_capacity, judged, run_trial
+from sarathi_jax.simulation.capacity import Criterion, judged, run_trial
 from sarathi_jax.simulation.chats import Chats
 from sarathi_jax.simulation.deployment import Deployment
 from sarathi_jax.simulation.lengths import FITTED
 from sarathi_jax.simulation.model_shape import ModelShape
 from sarathi_jax.simulation.processes import in_processes
+from sarathi_jax.simulation.rate_search import find_capacity
 from sarathi_jax.simulation.results import SimulationResult
 from sarathi_jax.simulation.run import simulate
 from sarathi_jax.simulation.self_profile import slo_maker

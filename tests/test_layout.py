@@ -16,7 +16,7 @@ CODE_FOLDERS = ("sarathi_jax", "kernels", "models", "serve", "tests", "benchmark
 
 # What each part of the package may import from it. `sarathi_jax.x.y` belongs to x.
 BASE = ["errors", "clock", "gpu_defaults", "sampling_params", "config", "outputs"]
-HOST = [*BASE, "text", "scheduling", "engine", "simulation", "group"]
+HOST = [*BASE, "text", "scheduling", "engine", "simulation", "group", "client"]
 DEVICE = [*BASE, "kernels", "models", "sharding", "checkpoints", "execution"]
 TOP = ["generate", "restore", "profiling", "started_engine", "llm", "follow", "lab", "serve", "cli"]
 BELOW = {
@@ -26,6 +26,7 @@ BELOW = {
     "engine": {*BASE, "scheduling", "text"},
     "simulation": {*BASE, "scheduling", "engine"},
     "group": set(BASE),
+    "client": {*BASE, "simulation"},
     "kernels": set(BASE),
     "models": {*BASE, "kernels"},
     "sharding": {*BASE, "kernels", "models"},

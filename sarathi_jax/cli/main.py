@@ -3,6 +3,7 @@
 0 done; 1 the engine failed, or `doctor` found a problem; 2 something the user can mend: words, files, requests, memory; 130 interrupted.
 """
 
+import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ COMMANDS = {
     "bench latency": "time a small batch of equal requests, repeatedly",
     "bench throughput": "run many requests, from given lengths or from a trace",
     "bench profile": "measure what steps take on this machine, and which token budget keeps a latency goal",
+    "bench serve": "put a load on an OpenAI-compatible server: latencies, goodput, capacity",
     "bench stalls": "show which scheduling policies stall, under steady decodes and arriving prompts",
     "explain": "say why a request of a recorded run waited, and why its tokens came late",
     "simulate paper": "run Sarathi-Serve's evaluation in the simulator, beside what the paper says",
@@ -39,7 +41,7 @@ COMMANDS = {
 WORDS = {
     "kernels report": "",
     "kernels step": "",
-    "doctor": "",
+    "bench serve": "",
     "simulate paper": "",
     "convert": "SRC DST ",
     "explain": "RECORD REQUEST ",
@@ -48,7 +50,7 @@ WORDS = {
 
 
 class Command(Protocol):
-    """What a command's module has; its docstring and EXAMPLES make up its help. NEEDS_JAX may be there, and False: it is not imported then."""
+    """What a command's module has; its docstring and EXAMPLES make up its help. One that can do without jax also has `needs_jax(args) -> bool`."""
 
     __doc__: str | None
     EXAMPLES: str
@@ -107,6 +109,11 @@ def command_module(name: str) -> Command:
     return cast(Command, import_module(f"sarathi_jax.cli.{name.replace(' ', '_')}"))
 
 
+def needs_jax(command: Command, args: argparse.Namespace) -> bool:
+    """Whether jax has to be there, told what it needs to know, when the command runs with these options."""
+    return getattr(command, "needs_jax", lambda args: True)(args)
+
+
 def run_command(name: str, words: Sequence[str]) -> int:
     command = command_module(name)
     prog = f"sarathi-jax {name}"
@@ -120,7 +127,7 @@ def run_command(name: str, words: Sequence[str]) -> int:
     place = place_of(args)
     if place is not None and not place.is_leader:
         command = command_module("follow")  # whatever the command: process 0 runs it
-    if getattr(command, "NEEDS_JAX", True):
+    if needs_jax(command, args):
         apply_defaults()
         import_jax_quietly(makes_devices=place is None)
     return command.run(args)

@@ -18,7 +18,10 @@ EXAMPLES = """  sarathi-jax serve demo
   sarathi-jax serve ./my-model --mesh tensor=4 --policy slo --tbt-slo-ms 100
   curl -d '{"model":"demo","prompt":"12+30=","max_tokens":4}' -H 'Content-Type: application/json' http://127.0.0.1:8000/v1/completions"""
 
-NEEDS_JAX = False  # the engine has a process of its own
+
+def needs_jax(args: argparse.Namespace) -> bool:
+    """Never: the engine has a process of its own."""
+    return False
 
 
 def add_arguments(parser: Parser) -> None:

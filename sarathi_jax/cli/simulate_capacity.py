@@ -28,9 +28,10 @@ from sarathi_jax.cli.timeline import check_plotting
 from sarathi_jax.cli.workload import add_workload_arguments, workload
 from sarathi_jax.gpu_defaults import use_cpu
 from sarathi_jax.scheduling.policies import POLICIES, make_policy
-from sarathi_jax.simulation.capacity import GRANULARITY, Capacity, Criterion, Trial, search_capacity
+from sarathi_jax.simulation.capacity import Criterion, search_capacity
 from sarathi_jax.simulation.deployment import Deployment
 from sarathi_jax.simulation.processes import in_processes, num_cores
+from sarathi_jax.simulation.rate_search import GRANULARITY, Capacity, Trial
 from sarathi_jax.simulation.workloads import RequestShape
 
 EXAMPLES = """  sarathi-jax simulate capacity mistral-7b --tbt-slo-ms 100 --num-requests 500

@@ -8,9 +8,10 @@ from typing import Any
 from sarathi_jax.cli.latency_report import latency_table, percentiles
 from sarathi_jax.cli.report import step_mix
 from sarathi_jax.simulation.bubbles import Bubbles, lock_step_bubbles
-from sarathi_jax.simulation.capacity import Capacity, Criterion
+from sarathi_jax.simulation.capacity import Criterion
 from sarathi_jax.simulation.deployment import Deployment
 from sarathi_jax.simulation.microbatches import Microbatch
+from sarathi_jax.simulation.rate_search import Capacity
 from sarathi_jax.simulation.results import SimulationResult
 from sarathi_jax.simulation.series_bubbles import series_bubbles
 

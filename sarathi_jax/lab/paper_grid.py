@@ -20,10 +20,11 @@ from sarathi_jax.lab.paper_setup import (
     shape_of,
     tbt_slo_s,
 )
-from sarathi_jax.simulation.capacity import Criterion, Trial, search_capacity
+from sarathi_jax.simulation.capacity import Criterion, search_capacity
 from sarathi_jax.simulation.lengths import FITTED
 from sarathi_jax.simulation.model_shape import ModelShape
 from sarathi_jax.simulation.processes import in_processes
+from sarathi_jax.simulation.rate_search import Trial
 
 TOLERANCE = 0.15  # of a ratio that the paper's text gives, where there is no pipeline
 

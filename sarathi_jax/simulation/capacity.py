@@ -9,13 +9,11 @@ import numpy as np
 from sarathi_jax.errors import ConfigError
 from sarathi_jax.simulation.arrivals import at_rate
 from sarathi_jax.simulation.deployment import Deployment
+from sarathi_jax.simulation.rate_search import GRANULARITY, Capacity, Trial, find_capacity
 from sarathi_jax.simulation.results import SimulationResult
 from sarathi_jax.simulation.run import SimulatedRequest, simulate
 from sarathi_jax.simulation.workloads import RequestShape
 
-MAX_TRIALS = 40
-MAX_FACTOR = 2.0**16  # from the guess to the last rate that is tried
-GRANULARITY = 0.025
 NUM_SCOUTS = 256
 SCOUTED_STEP = 1.08
 
@@ -33,31 +31,6 @@ class Criterion:
             raise ConfigError(
                 f"an SLO and a delay must be above 0 and a quantile between 0 and 1, got {self}: correct them."
             )
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """One rate. is_cut_short: stopped as soon as it could not hold any more; its numbers are of what had been served by then."""
-
-    requests_per_s: float
-    does_hold: bool
-    is_cut_short: bool
-    p99_tbt_s: float
-    median_delay_s: float
-    median_ttft_s: float
-    p99_ttft_s: float
-    backlog_drift: float
-    num_unfinished: int
-
-
-@dataclass(frozen=True, slots=True)
-class Capacity:
-    """requests_per_s: the highest rate that held, 0 if none did, infinity if all did: with so few requests that they may come at once. at: the trial at it, or the
-    last that was made. trials: all, in the order they were made."""
-
-    requests_per_s: float
-    at: Trial | None
-    trials: Sequence[Trial]
 
 
 class CapacityJudge:
@@ -107,38 +80,6 @@ def judged(result: SimulationResult, requests_per_s: float, criterion: Criterion
         backlog_drift=result.backlog_drift,
         num_unfinished=result.num_unfinished,
     )
-
-
-def find_capacity(
-    trial_at: Callable[[float], Trial], *, guess: float = 1.0, granularity: float = GRANULARITY, step: float = 2.0
-) -> Capacity:
-    """The highest rate that holds: away from the guess until one holds and one does not, then halved in ratio until the two are close.
-
-    trial_at: requests a second -> trial; the same requests each time, so that only the rate differs.
-    granularity: how far the rate that does not hold is above the one that does, as a share, at most.
-    step: the first factor away from the guess, squared at each further one, and at most 2: little for a guess that is good.
-    """
-    trials: list[Trial] = []
-    held: Trial | None = None
-    low, high, rate = 0.0, float("inf"), guess
-    while len(trials) < MAX_TRIALS and not (low and high <= low * (1 + granularity)):
-        trial = trial_at(rate)
-        trials.append(trial)
-        if trial.does_hold:
-            low, held = rate, trial
-        else:
-            high = rate
-        if not low and rate < guess / MAX_FACTOR:
-            break  # nothing holds: as with an SLO below the time of a single step
-        if high == float("inf") and rate > guess * MAX_FACTOR:
-            low = high
-            break
-        if low and high < float("inf"):
-            rate = (low * high) ** 0.5
-        else:
-            rate = low * step if low else high / step
-            step = min(step**2, 2.0)
-    return Capacity(low, held, trials)
 
 
 def search_capacity(

@@ -15,7 +15,7 @@ from sarathi_jax.cli.main import COMMANDS, main
     [
         ("genrate", "sarathi-jax: error: unknown command genrate: did you mean generate? See `sarathi-jax --help`."),
         ("bench latncy", "sarathi-jax: error: unknown command bench latncy: did you mean bench latency?"),
-        ("serve", "sarathi-jax: error: unknown command serve."),
+        ("deploy", "sarathi-jax: error: unknown command deploy."),
         ("--verson", "sarathi-jax: error: unknown option --verson: did you mean --version?"),
         ("generate --promt x", "sarathi-jax generate: error: unknown option --promt: did you mean --prompt?"),
         ("chat --temperature nan", "sarathi-jax chat: error: temperature must be a finite number, got nan"),
@@ -74,6 +74,15 @@ def test_help_has_examples_and_loads_no_jax(name: str) -> None:
     help_text, modules = done.stdout.rsplit("\n", 2)[:2]
     assert f"examples:\n  sarathi-jax {name}" in help_text
     assert not {"jax", "flax", "matplotlib"} & set(modules.split())
+
+
+@pytest.mark.parametrize("line", ["bench serve --url http://127.0.0.1:1"])
+def test_a_command_that_talks_to_a_server_runs_without_jax(line: str) -> None:
+    program = "import sys; from sarathi_jax.cli.main import main; code = main(sys.argv[1:]); print(code, *sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program, *line.split()], capture_output=True, text=True, check=True)
+    code, *modules = done.stdout.split()
+    assert (code, "a server must answer at http://127.0.0.1:1, got no connection" in done.stderr) == ("2", True)
+    assert not {"jax", "flax", "matplotlib"} & set(modules)
 
 
 def test_an_engines_failure_is_exit_code_1(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 from sarathi_jax.cli.main import main
 from sarathi_jax.lab.paper_grid import Grid, Row, Task
 from sarathi_jax.lab.paper_runs import bubble_rows
-from sarathi_jax.simulation.capacity import Trial
+from sarathi_jax.simulation.rate_search import Trial
 
 
 def given_grid(tasks: list[Task], *, num_processes: int, on_done: Callable[[int, Row], None] | None) -> Grid:

@@ -10,18 +10,10 @@ import pytest
 from sarathi_jax.errors import ConfigError
 from sarathi_jax.simulation import capacity
 from sarathi_jax.simulation.arrivals import with_poisson_arrivals
-from sarathi_jax.simulation.capacity import (
-    MAX_TRIALS,
-    CapacityJudge,
-    Criterion,
-    Trial,
-    find_capacity,
-    judged,
-    run_trial,
-    search_capacity,
-)
+from sarathi_jax.simulation.capacity import CapacityJudge, Criterion, judged, run_trial, search_capacity
 from sarathi_jax.simulation.deployment import Deployment
 from sarathi_jax.simulation.lengths import Synthetic
+from sarathi_jax.simulation.rate_search import MAX_TRIALS, Trial, find_capacity
 from sarathi_jax.simulation.results import RequestTimes, SimulationResult
 from sarathi_jax.simulation.run import SimulatedRequest, simulate
 from sarathi_jax.simulation.workloads import RequestShape

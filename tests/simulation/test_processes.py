@@ -11,12 +11,13 @@ import pytest
 
 from sarathi_jax.errors import ConfigError, EngineError
 from sarathi_jax.simulation.arrivals import with_poisson_arrivals
-from sarathi_jax.simulation.capacity import Capacity, Criterion, search_capacity
+from sarathi_jax.simulation.capacity import Criterion, search_capacity
 from sarathi_jax.simulation.cost_model import CostModel
 from sarathi_jax.simulation.deployment import Deployment
 from sarathi_jax.simulation.hardware import load_device
 from sarathi_jax.simulation.lengths import Synthetic
 from sarathi_jax.simulation.processes import in_processes, num_cores
+from sarathi_jax.simulation.rate_search import Capacity
 
 PROGRAM = """
 import sys
