@@ -4,6 +4,7 @@
 #   make check     format, lint, types, layout, tests: what CI runs
 #   make format    rewrite the sources in the one format, and docs/architecture.md's list of files
 #   make nightly   the long tests
+#   make page      the server's web page in a real browser, if there is a Chromium
 # WORKERS=N runs that many tests side by side (2), each with a jax of its own.
 # PYTHON=/path/to/python3 picks the interpreter, VENV=folder another environment.
 
@@ -18,7 +19,7 @@ SOURCES := .ci sarathi_jax kernels models serve tests benchmarks examples
 
 # Two installs side by side would write into one environment.
 .NOTPARALLEL:
-.PHONY: help demo test check format lint types layout nightly clean
+.PHONY: help demo test check format lint types layout nightly page clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -53,6 +54,9 @@ format: $(VENV)/.ready-dev
 	$(BIN)/ruff check --fix $(wildcard $(SOURCES))
 	$(BIN)/ruff format $(wildcard $(SOURCES))
 	$(BIN)/python .ci/list_files.py
+
+page: $(VENV)/.ready-dev
+	$(BIN)/python -m pytest tests/serve/page
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
