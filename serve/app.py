@@ -12,6 +12,7 @@ from sarathi_jax.serve.errors import add_error_handlers
 from sarathi_jax.serve.front import Front
 from sarathi_jax.serve.gate import Gate
 from sarathi_jax.serve.info_routes import info_router, probe_router, token_router
+from sarathi_jax.serve.page import add_page
 
 
 def make_app(front: Front, keys: Mapping[bytes, str]) -> ASGIApp:
@@ -20,4 +21,5 @@ def make_app(front: Front, keys: Mapping[bytes, str]) -> ASGIApp:
     add_error_handlers(app)
     for router in (completions_router, chat_router, info_router, token_router, probe_router):
         app.include_router(router(front))
+    add_page(app)
     return Gate(app, front.config, keys)

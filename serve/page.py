@@ -4,8 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 
 STATIC = Path(__file__).parent / "static"
 CONTENT_TYPES = {
@@ -58,12 +57,6 @@ def answer(file: PageFile, request: Request) -> Response:
     return Response(file.content, media_type=file.content_type, headers=headers)
 
 
-def not_found(name: str) -> JSONResponse:
-    message = f"The page has no file {name!r}; it begins at `/`."
-    error = {"message": message, "type": "invalid_request_error", "param": None, "code": "not_found"}
-    return JSONResponse({"error": error}, status_code=404)
-
-
 def add_page(app: FastAPI) -> None:
     """Gives the app `/` and `/static/...`: open to all, as there is nothing in them that a key would protect."""
     files = read_page_files()
@@ -75,6 +68,8 @@ def add_page(app: FastAPI) -> None:
 
     @router.api_route("/static/{name:path}", methods=["GET", "HEAD"])
     async def static(name: str, request: Request) -> Response:
-        return answer(files[name], request) if name in files else not_found(name)
+        if name not in files:
+            raise HTTPException(404)
+        return answer(files[name], request)
 
     app.include_router(router)

@@ -7,9 +7,10 @@ const LANE_GAP = 2; // empty steps between two requests in one lane
 /**
  * @typedef {[string, number, number, number, number]} Row request id, first position, tokens, is prefill, gives a token
  * @typedef {{step: number, start_s: number, end_s: number, bucket: string, bucket_tokens: number, decode_tokens: number,
- *   prefill_tokens: number, preempted: string[], rows: Row[], finished?: string[]}} Step
- * @typedef {Step & {stalled: string[], follows: boolean}} SeenStep stalled: running streams left out; follows: nothing is missing before it
- * @typedef {{index: number, start: number, tokens: number, isPrefill: boolean, samples: boolean}} Chunk
+ *   prefill_tokens: number, preempted: string[], rows: Row[], replica?: number}} Step
+ * @typedef {Step & {turn: number, stalled: string[], follows: boolean}} SeenStep turn: of its replica's steps; stalled: running streams left out;
+ *   follows: nothing is missing before it
+ * @typedef {{index: number, turn: number, start: number, tokens: number, isPrefill: boolean, samples: boolean}} Chunk
  * @typedef {{id: string, lane: number, chunks: Chunk[], preempted: number[], ended: number | null, isDecoding: boolean, isWaiting: boolean}} Track
  *   preempted, ended: indices of steps
  */
@@ -25,7 +26,8 @@ export class History {
     /** @type {(Track | null)[]} */
     this.lanes = [];
     this.stages = 1;
-    this.isBroken = false;
+    /** @type {Map<number, {step: number, turn: number}>} the newest step of each replica of the engine, empty after a gap */
+    this.newest = new Map();
   }
 
   /** The index after the newest step's. */
@@ -40,7 +42,7 @@ export class History {
 
   /** Nothing is known of what comes between: the connection was lost, or the engine began anew. */
   interrupt() {
-    this.isBroken = true;
+    this.newest.clear();
     for (const track of this.tracks.values()) track.isDecoding = false;
   }
 
@@ -56,20 +58,21 @@ export class History {
 
   addStep(step) {
     const index = this.end;
-    const last = this.steps.at(-1);
-    const follows = !this.isBroken && (!last || step.step === last.step + 1);
-    if (!follows) this.interrupt();
-    this.isBroken = false;
-    this.steps.push({ ...step, stalled: [], follows });
+    const replica = step.replica ?? 0;
+    const last = this.newest.get(replica);
+    const follows = last !== undefined && step.step === last.step + 1;
+    if (last && !follows) this.interrupt();
+    const turn = follows ? last.turn + 1 : 0;
+    this.newest.set(replica, { step: step.step, turn });
+    this.steps.push({ ...step, turn, stalled: [], follows });
     for (const id of step.preempted) this.preempt(id, index);
-    for (const row of step.rows) this.addRow(row, index);
-    for (const id of step.finished ?? []) this.endTrack(this.tracks.get(id));
+    for (const row of step.rows) this.addRow(row, index, turn);
   }
 
-  addRow([id, start, tokens, isPrefill, samples], index) {
+  addRow([id, start, tokens, isPrefill, samples], index, turn) {
     const track = this.tracks.get(id) ?? this.newTrack(id, index);
     if (track.isDecoding) this.markStalls(track, index);
-    track.chunks.push({ index, start, tokens, isPrefill: Boolean(isPrefill), samples: Boolean(samples) });
+    track.chunks.push({ index, turn, start, tokens, isPrefill: Boolean(isPrefill), samples: Boolean(samples) });
     track.isDecoding = Boolean(samples) || !isPrefill;
     track.isWaiting = false;
     track.ended = null;
@@ -77,7 +80,12 @@ export class History {
 
   /** A stream that had begun was in none of the steps since its last token, beyond those that its pipeline takes. */
   markStalls(track, index) {
-    for (let missed = track.chunks.at(-1).index + this.stages; missed < index; missed++) this.at(missed)?.stalled.push(track.id);
+    const last = track.chunks.at(-1);
+    const replica = this.at(index).replica;
+    for (let missed = last.index + 1; missed < index; missed++) {
+      const step = this.at(missed);
+      if (step && step.replica === replica && step.turn >= last.turn + this.stages) step.stalled.push(track.id);
+    }
   }
 
   newTrack(id, index) {

@@ -80,7 +80,7 @@ function links({ c, view, x, colours, layout }, track, chunks, y) {
     if (!before.samples && before.isPrefill) continue;
     if (track.preempted.some((index) => index > before.index && index <= chunk.index)) continue;
     if (view.history.at(chunk.index)?.follows === false) continue;
-    const isStall = chunk.index - before.index > view.history.stages;
+    const isStall = chunk.turn - before.turn > view.history.stages;
     c.strokeStyle = isStall ? colours.alarm : colours.decode;
     c.lineWidth = isStall ? 1.6 : layout.lane < 10 ? 1 : 1.5;
     c.setLineDash(isStall ? [3, 3] : []);

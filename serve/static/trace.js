@@ -24,7 +24,7 @@ function stepEvents(history) {
     if (line < 0) line = ends.length;
     if (line === ends.length) events.push(name("thread_name", ENGINE, line + 1, line ? `steps, line ${line + 1}` : "steps"));
     ends[line] = step.end_s;
-    const { rows, start_s, end_s, follows, ...args } = step;
+    const { rows, start_s, end_s, follows, turn, ...args } = step;
     const ts = micros(start_s);
     events.push({ ph: "X", name: `${step.decode_tokens} decode, ${step.prefill_tokens} prefill`, cat: "step", pid: ENGINE, tid: line + 1, ts, dur: micros(end_s) - ts, args });
     events.push({ ph: "C", name: "tokens", pid: ENGINE, tid: 0, ts, args: { decode: step.decode_tokens, prefill: step.prefill_tokens } });

@@ -80,9 +80,7 @@ def test_nothing_else_can_be_had(get: Callable, path: str) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
         get(path)
     with refused.value as answer:
-        body = answer.read()
-    assert answer.status == 404
-    assert b'"code":"not_found"' in body or b"Not Found" in body
+        assert answer.status == 404
 
 
 def test_the_page_is_small() -> None:

@@ -92,6 +92,18 @@ def test_a_pipeline_leaves_streams_to_their_other_stage(page: "Page") -> None:
     assert seen(page, (steps, 2), stages=1)["stalled"] == [[], ["a"], ["b"], []]
 
 
+def test_each_replica_has_steps_of_its_own(page: "Page") -> None:
+    steps = [
+        step(1, prompt("a", 0, 8, is_last=True), prompt("c", 0, 8, is_last=True)),
+        {**step(1, prompt("b", 0, 8, is_last=True)), "replica": 1},
+        {**step(2, decode("b", 8)), "replica": 1},
+        step(2, decode("a", 8)),
+        step(3, decode("a", 9), decode("c", 8)),
+        {**step(3, decode("b", 9)), "replica": 1},
+    ]
+    assert seen(page, (steps, 3))["stalled"] == [[], [], [], ["c"], [], []]
+
+
 @pytest.mark.parametrize("gap", ["interrupt", "number"])
 def test_what_was_not_seen_is_no_stall(page: "Page", gap: str) -> None:
     before = [step(1, prompt("a", 0, 8, is_last=True)), step(2, decode("a", 8))]
