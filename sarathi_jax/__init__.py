@@ -16,16 +16,28 @@ if TYPE_CHECKING:
     from sarathi_jax.llm import LLM
     from sarathi_jax.restore import restore
     from sarathi_jax.sampling_params import SamplingParams
+    from sarathi_jax.structured import StructuredOutput
 
 __version__ = "0.1.0"
 
-__all__ = ["LLM", "EngineConfig", "SamplingParams", "__version__", "follow", "generate", "load_model", "restore"]
+__all__ = [
+    "LLM",
+    "EngineConfig",
+    "SamplingParams",
+    "StructuredOutput",
+    "__version__",
+    "follow",
+    "generate",
+    "load_model",
+    "restore",
+]
 
 _HOMES = {
     "EngineConfig": "sarathi_jax.config",
     "LLM": "sarathi_jax.llm",
     "follow": "sarathi_jax.follow",
     "SamplingParams": "sarathi_jax.sampling_params",
+    "StructuredOutput": "sarathi_jax.structured",
     "generate": "sarathi_jax.generate",
     "load_model": "sarathi_jax.generate",
     "restore": "sarathi_jax.restore",

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sarathi_jax.errors import RequestError
+from sarathi_jax.structured import StructuredOutput
 
 MAX_SAMPLES = 64
 MAX_TOP_LOGPROBS = 20
@@ -53,6 +54,9 @@ class SamplingParams:
     prompt_logprobs: int | None = _field(None, "the same for the prompt's tokens")
     skip_special_tokens: bool = _field(True, "leave special tokens out of the text")
     include_stop_str_in_output: bool = _field(False, "keep the stop string that ended the output in the text")
+    structured: StructuredOutput | None = field(
+        default=None, metadata={"help": "what the output has to be; None: anything"}
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -66,6 +70,8 @@ class SamplingParams:
         self._check_numbers()
         self._check_ids()
         self._check_stops()
+        if self.structured is not None:
+            self._check_structured()
 
     def _check_counts(self) -> None:
         _check_int("n", self.n, 1, MAX_SAMPLES)
@@ -113,6 +119,24 @@ class SamplingParams:
             raise _wrong("stop_token_ids", f"at most {MAX_STOP_TOKEN_IDS} ids", self.stop_token_ids, "pass fewer")
         for token_id in self.stop_token_ids:
             _check_int("stop_token_ids", token_id, 0, 2**31 - 1)
+
+    def _check_structured(self) -> None:
+        """A structure says at each token what may come and when the end has come: options that say otherwise could leave it no token at all."""
+        if not isinstance(self.structured, StructuredOutput):
+            raise _wrong("structured", "a StructuredOutput", self.structured, "write StructuredOutput(regex=...)")
+        others = {
+            "ignore_eos": self.ignore_eos,
+            "min_tokens": self.min_tokens,
+            "allowed_token_ids": self.allowed_token_ids,
+        }
+        for name, value in others.items():
+            if value:
+                raise _wrong(
+                    name,
+                    "left out with structured, which decides what may come and when it ends",
+                    value,
+                    "leave out one of them",
+                )
 
     @property
     def is_greedy(self) -> bool:

@@ -23,7 +23,7 @@ EXAMPLES = """  sarathi-jax chat demo
   printf 'What is 12+30?\\n/exit\\n' | sarathi-jax chat"""
 
 # One sample a turn; an answer may fill what is left of the model's length; greedy unless asked for.
-SKIPPED = ("seed", "n", "logprobs", "prompt_logprobs", "ignore_eos")
+SKIPPED = ("seed", "n", "logprobs", "prompt_logprobs", "ignore_eos", "structured")
 DEFAULTS = {"temperature": 0.0, "max_tokens": None}
 
 

@@ -14,6 +14,7 @@ from sarathi_jax.cli.model_options import add_model_arguments, engine_config, ru
 from sarathi_jax.cli.options import Parser, UsageError, add_fields, given_fields
 from sarathi_jax.cli.report import describe_run
 from sarathi_jax.sampling_params import SamplingParams
+from sarathi_jax.structured import StructuredOutput
 
 if TYPE_CHECKING:
     from sarathi_jax.llm import LLM
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 EXAMPLES = """  sarathi-jax generate demo --prompt '12+30=' --temperature 0
   sarathi-jax generate demo --prompt '12+30=' --prompt 'sort(5,3,8)=' --max-tokens 32 --json
   sarathi-jax generate demo --chat --stream --prompt 'Why are prompts split into chunks?' --max-tokens 64
+  sarathi-jax generate demo --prompt 'The sky is' --choice blue --choice grey
   echo '7*8=' | sarathi-jax generate --stream --stats"""
+
+SKIPPED = ("seed", "structured")
 
 
 def add_arguments(parser: Parser) -> None:
@@ -32,12 +36,15 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--stream", action="store_true", help="print the text as it comes (one prompt, one sample)")
     parser.add_argument("--json", action="store_true", help="print one JSON object a prompt")
     parser.add_argument("--stats", action="store_true", help="say afterwards what the engine did")
-    add_fields(parser, SamplingParams, "sampling", skip=("seed",))
+    add_fields(parser, SamplingParams, "sampling", skip=SKIPPED)
+    add_fields(parser, StructuredOutput, "structured output")
 
 
 def run(args: argparse.Namespace) -> int:
     config = engine_config(args)
-    params = SamplingParams(**given_fields(args, SamplingParams, skip=("seed",)))
+    form = given_fields(args, StructuredOutput)
+    structured = StructuredOutput(**form) if form else None
+    params = SamplingParams(**given_fields(args, SamplingParams, skip=SKIPPED), structured=structured)
     if args.stream and (len(args.prompt or ()) > 1 or params.n > 1 or args.json):
         raise UsageError(
             "--stream prints one sample of one prompt as it comes: leave it out for several, or for --json."

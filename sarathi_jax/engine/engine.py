@@ -19,10 +19,13 @@ from sarathi_jax.engine.sample_output import SampleOutput
 from sarathi_jax.errors import RequestError
 from sarathi_jax.outputs import FinishReason, RequestOutput, StreamEvent, TokenLogprobs
 from sarathi_jax.sampling_params import SamplingParams
+from sarathi_jax.scheduling.constraint import Constraint
 from sarathi_jax.scheduling.request import Request
 from sarathi_jax.scheduling.scheduler import Scheduler
 from sarathi_jax.scheduling.service_levels import INTERACTIVE, check_class
+from sarathi_jax.structured import StructuredOutput
 from sarathi_jax.text.output_text import OutputText
+from sarathi_jax.text.token_constraint import ConstraintFactory
 from sarathi_jax.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
@@ -60,6 +63,7 @@ class Engine:
       seed: what seeds are drawn from for requests that bring none.
       replica: its number, where there are several.
       recorder: a flight recorder over this scheduler; None: nothing is recorded.
+      constraints: makes the constraints of requests with a structure; None: each has to bring its own.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class Engine:
         seed: int = 0,
         replica: int = 0,
         recorder: FlightRecorder | None = None,
+        constraints: ConstraintFactory | None = None,
     ) -> None:
         self.loop = StepLoop(
             scheduler, executor, clock, is_overlapped=is_overlapped, replica=replica, recorder=recorder
@@ -81,6 +86,7 @@ class Engine:
         self.recorder = recorder
         self.clock = clock
         self._tokenizer = tokenizer
+        self._constraints = constraints
         self._eos_token_ids = tuple(eos_token_ids)
         self._seeds = np.random.default_rng(seed)
         self._numbers = itertools.count()
@@ -111,6 +117,7 @@ class Engine:
         slo_class: str = INTERACTIVE,
         client: str = "",
         output_token_ids: Sequence[int] = (),
+        constraint: Constraint | None = None,
     ) -> str:
         """Queue a request.
 
@@ -124,6 +131,7 @@ class Engine:
           output_token_ids: output that the request has had already, from an engine that is no more: it goes on with the tokens that it would have had
             there. max_tokens and penalties count them; events, log-probabilities and latencies are of the new ones. n must be 1, and a seed be given unless
             it is greedy.
+          constraint: for params.structured, after output_token_ids; None: made here, which may take a while.
         Returns: its id.
         Raises: RequestError if it can't be served; nothing has changed then.
         """
@@ -133,6 +141,8 @@ class Engine:
         if params.stop and self._tokenizer is None:
             raise RequestError("stop needs a tokenizer, got a model without one: use stop_token_ids.", param="stop")
         text, shown = self._text_after(params, given_ids)
+        if params.structured is not None and constraint is None:
+            constraint = self._new_constraint(params.structured, given_ids)
         limit = self.scheduler.limits.max_model_len - len(token_ids)
         request = Request(
             request_id or f"request-{next(self._numbers)}",
@@ -146,6 +156,7 @@ class Engine:
             cache_salt=cache_salt,
             slo_class=slo_class,
             client=client,
+            constraint=constraint,
         )
         added = self.scheduler.add(request)
         if self.recorder is not None:
@@ -235,6 +246,13 @@ class Engine:
                 "A text prompt needs a tokenizer, got a model without one: pass token ids.", param="prompt"
             )
         return self._tokenizer.encode(prompt)
+
+    def _new_constraint(self, structured: StructuredOutput, given_ids: Sequence[int]) -> Constraint:
+        if self._constraints is None:
+            raise RequestError(
+                "structured needs a model with a tokenizer.json, got one without: leave it out.", param="structured"
+            )
+        return self._constraints.make(structured, given_ids)
 
     def _new_text(self, params: SamplingParams) -> OutputText | None:
         return None if self._tokenizer is None else OutputText(self._tokenizer, params)

@@ -2,7 +2,8 @@
 a step of each stage is under way besides.
 
 In the overlapped loop a token that a step in flight samples is *pending* (`scheduling.request`): the device feeds it to the next step itself, and a request
-that turns out to have ended has its extra row dropped. So both loops give the same tokens.
+that turns out to have ended has its extra row dropped. So both loops give the same tokens. While a request runs whose next token depends, on the host, on the one
+before it (`Scheduler.is_constrained`), steps are read before the next one is planned, as in the plain loop: nobody is left out of a step for it.
 """
 
 import contextlib
@@ -61,8 +62,6 @@ class StepLoop:
         self.completed_s = clock.now()
         self._in_flight: deque[StepInFlight] = deque()
         self._lost: set[int] = set()  # steps given up because one before them failed: what comes of them is of no use
-        # A step of a pipeline is done after as many ticks as there are stages: that many steps are under way at a time.
-        self._max_in_flight = scheduler.limits.num_microbatches - 1 + is_overlapped
         self._num_failures_in_a_row = 0
         self._end: GroupError | None = None
 
@@ -79,7 +78,9 @@ class StepLoop:
     @property
     def is_full(self) -> bool:
         """Whether as many steps are under way as the loop allows, so that the oldest one has to be read next."""
-        return len(self._in_flight) > self._max_in_flight
+        # A step of a pipeline is done after as many ticks as there are stages: that many steps are under way at a time.
+        num_ahead = self.is_overlapped and not self.scheduler.is_constrained
+        return len(self._in_flight) > self.scheduler.limits.num_microbatches - 1 + num_ahead
 
     def step(self, *, does_wait: bool = True, does_launch: bool = True) -> list[TokenOutput]:
         """Run one turn: dispatch a step, and take in what came of the oldest one, once there are as many under way as the loop allows.

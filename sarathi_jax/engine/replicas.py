@@ -14,6 +14,7 @@ from sarathi_jax.engine.records import StepRecord
 from sarathi_jax.errors import RequestError
 from sarathi_jax.outputs import StreamEvent
 from sarathi_jax.sampling_params import SamplingParams
+from sarathi_jax.scheduling.constraint import Constraint
 from sarathi_jax.scheduling.service_levels import INTERACTIVE
 
 POLL_S = 5e-5
@@ -52,6 +53,7 @@ class EngineReplicas:
         slo_class: str = INTERACTIVE,
         client: str = "",
         output_token_ids: Sequence[int] = (),
+        constraint: Constraint | None = None,
     ) -> str:
         """Queue a request with the engine that has the fewest. Args, returns, raises: as `Engine.add_request`."""
         request_id = request_id or self._new_id()
@@ -73,6 +75,7 @@ class EngineReplicas:
             slo_class=slo_class,
             client=client,
             output_token_ids=output_token_ids,
+            constraint=constraint,
         )
         self._places[added] = engine
         return added

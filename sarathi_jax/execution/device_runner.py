@@ -40,6 +40,10 @@ class Runner(Protocol):
         """Set up a batch slot. packed: i32, as `device_state.pack_slot` lays it out. Raises: as `run_step`."""
         ...
 
+    def set_masks(self, packed: np.ndarray) -> None:
+        """Say which tokens some slots' next steps may sample. packed: i32, as `device_state.pack_masks` lays it out. Raises: as `run_step`."""
+        ...
+
     def reset(self) -> None:
         """Make the state anew: empty pages, idle slots. Does nothing once closed. Raises: JaxRuntimeError if the device can't give even that."""
         ...
@@ -70,6 +74,11 @@ class LocalRunner:
     def set_slot(self, packed: np.ndarray) -> None:
         assert self.state is not None, "the runner is closed"
         self.state = self.state._replace(slots=self.programs.set_slot(self.state.slots, packed))
+
+    def set_masks(self, packed: np.ndarray) -> None:
+        assert self.state is not None, "the runner is closed"
+        program = self.programs.set_masks[len(packed)]
+        self.state = self.state._replace(slots=program(self.state.slots, packed))
 
     def reset(self) -> None:
         if self.state is not None:

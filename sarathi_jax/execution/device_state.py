@@ -1,10 +1,10 @@
 """What lives on the devices between steps, all of it donated to each step and rebound to what comes back: KV pages, and the state of batch slots.
 
 A batch slot belongs to one request while it runs. Its last sampled token feeds the next step without a detour through the host; what else it holds is read only
-by the `full` variant (penalties and masks), and set up by `set_slot` when such a request is admitted.
+by the `full` variant (penalties and masks), and set up by `set_slot` when such a request is admitted. Masks that are others at each token come by `set_masks`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from math import prod
 from typing import Any, NamedTuple
@@ -22,6 +22,8 @@ from sarathi_jax.sampling_params import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, Samp
 from sarathi_jax.sharding.model_state import ModelState
 from sarathi_jax.sharding.rules import spec_of
 
+# Masks are set for so many slots at a time, or for all.
+FEW_MASKS = 8
 MAX_STOP_IDS = 2 * MAX_STOP_TOKEN_IDS  # the request's own and the model's end-of-sequence ids
 
 
@@ -166,6 +168,35 @@ def pack_slot(
     stop_ids = [*dict.fromkeys((*eos_token_ids, *sampling.stop_token_ids))][:MAX_STOP_IDS]
     views["stop_ids"][:] = geometry.vocab_size
     views["stop_ids"][: len(stop_ids)] = stop_ids
+    return packed
+
+
+def set_masks(slots: SlotState, packed: jax.Array) -> SlotState:
+    """Give some slots other allowed ids. packed: i32, as `pack_masks` lays it out."""
+    rows = packed.reshape(-1, 1 + slots.allowed_bits.shape[1])  # [k, 1 + words]
+    bits = jax.lax.bitcast_convert_type(rows[:, 1:], jnp.uint32)
+    return slots._replace(allowed_bits=slots.allowed_bits.at[rows[:, 0]].set(bits, mode="drop"))
+
+
+def masks_sizes(geometry: Geometry) -> dict[int, int]:
+    """The lengths that `pack_masks` gives -> how many slots each is for."""
+    row_size = 1 + _num_words(geometry.vocab_size)
+    return {count * row_size: count for count in sorted({min(FEW_MASKS, geometry.max_num_seqs), geometry.max_num_seqs})}
+
+
+def pack_masks(masks: Sequence[tuple[int, np.ndarray]], geometry: Geometry) -> np.ndarray:
+    """What `set_masks` reads.
+
+    masks: (batch slot, u32[ceil(V / 32)]: token i may be drawn if bit i % 32 of word i // 32 is set), at most one a slot.
+    Returns: i32, of one of `masks_sizes`; for each mask its slot, then its words; rows without one have a slot that there is not.
+    """
+    size = next(size for size, count in masks_sizes(geometry).items() if count >= len(masks))
+    packed = np.zeros(size, np.int32)
+    rows = packed.reshape(-1, 1 + _num_words(geometry.vocab_size))
+    rows[len(masks) :, 0] = geometry.max_num_seqs
+    for row, (slot, words) in zip(rows, masks, strict=False):
+        row[0] = slot
+        row[1:].view(np.uint32)[:] = words
     return packed
 
 

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from sarathi_jax.errors import EngineError
 from sarathi_jax.execution.buckets import Bucket, BucketTable, Variant, largest_first
 from sarathi_jax.execution.device_runner import Runner, StepWords
-from sarathi_jax.execution.device_state import pack_slot
+from sarathi_jax.execution.device_state import pack_masks, pack_slot
 from sarathi_jax.execution.microbatches import Microbatch, MicrobatchWindow
 from sarathi_jax.execution.packing import Geometry, SlotTables, pack, pack_padding
 from sarathi_jax.execution.sampling_row import pack_sampling_row
@@ -52,7 +52,7 @@ class JaxExecutor:
         self._num_lost_states = 0
 
     def warm_up(self, *, progress: bool) -> None:
-        """Run every program once, on padding alone: the first run of one loads its code and captures its CUDA graph, which no request is to wait for.
+        """Run every program of steps once, on padding alone: the first run of one loads its code and captures its CUDA graph, which no request is to wait for.
 
         progress: show a bar on standard error.
         """
@@ -80,6 +80,9 @@ class JaxExecutor:
         try:
             for row in first_rows:
                 self._set_slot(row)
+            masks = [(row.batch_slot, row.token_mask) for row in schedule.rows if row.token_mask is not None]
+            if masks:
+                self.runner.set_masks(pack_masks(masks, self.geometry))
             self._tick(Microbatch(bucket, packed))
         except jax.errors.JaxRuntimeError as error:
             # At once: the next step may be submitted before this one's result is asked for.
@@ -197,6 +200,7 @@ def variant_of(sampling: SamplingParams) -> Variant:
         or sampling.min_tokens > 0
         or sampling.logprobs is not None
         or sampling.prompt_logprobs is not None
+        or sampling.structured is not None
     )
     if is_full:
         return Variant.FULL

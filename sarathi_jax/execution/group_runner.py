@@ -26,7 +26,7 @@ LEADER_GRACE_S, FOLLOWER_GRACE_S = 1.0, 0.5
 
 
 class _Call(NamedTuple):
-    """One call on its way to all processes. packed, bucket: of a step or a slot. words: of a step."""
+    """One call on its way to all processes. packed: of a step, a slot or masks. bucket: of a step. words: of a step."""
 
     kind: Kind
     packed: np.ndarray | None = None
@@ -83,6 +83,9 @@ class LeaderRunner:
 
     def set_slot(self, packed: np.ndarray) -> None:
         self._put(_Call(Kind.SLOT, packed))
+
+    def set_masks(self, packed: np.ndarray) -> None:
+        self._put(_Call(Kind.MASKS, packed))
 
     def reset(self) -> None:
         if not self._is_closed:
@@ -205,6 +208,9 @@ def _make(runner: Runner, kind: Kind, packed: np.ndarray | None) -> None:
     if kind is Kind.SLOT:
         assert packed is not None
         runner.set_slot(packed)
+    elif kind is Kind.MASKS:
+        assert packed is not None
+        runner.set_masks(packed)
     elif kind is Kind.RESET:
         runner.reset()
     else:

@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,17 @@ from tqdm import tqdm
 
 from sarathi_jax import gpu_defaults
 from sarathi_jax.errors import ConfigError
-from sarathi_jax.execution.buckets import Bucket, largest_first
+from sarathi_jax.execution.buckets import Bucket, Variant, largest_first
 from sarathi_jax.execution.compile_ledger import CompileLedger, watch_cache
-from sarathi_jax.execution.device_state import DeviceState, abstract_state, make_state, set_slot, slot_size
+from sarathi_jax.execution.device_state import (
+    DeviceState,
+    abstract_state,
+    make_state,
+    masks_sizes,
+    set_masks,
+    set_slot,
+    slot_size,
+)
 from sarathi_jax.execution.packing import Geometry, packed_size
 from sarathi_jax.execution.pipeline_program import make_pipeline_step
 from sarathi_jax.execution.step_program import make_step
@@ -35,11 +43,13 @@ MAX_COMPILE_THREADS = 8
 
 @dataclass(frozen=True, slots=True)
 class Programs:
-    """The compiled programs. steps: by bucket. make_state: () -> DeviceState. set_slot: (slots, packed) -> slots."""
+    """The compiled programs. steps: by bucket. make_state: () -> DeviceState. set_slot: (slots, packed) -> slots. set_masks: by the length of packed, alike; empty where no
+    step reads masks."""
 
     steps: dict[Bucket, Compiled]
     make_state: Compiled
     set_slot: Compiled
+    set_masks: Mapping[int, Compiled] = field(default_factory=dict)
 
 
 def _absent(*_: Any) -> Any:
@@ -82,8 +92,12 @@ class ProgramBuilder:
             # The largest first: the pool ends together.
             order = largest_first(buckets)
             helpers = pool.submit(self._compile_make_state), pool.submit(self._compile_set_slot)
+            has_masks = any(bucket.variant is Variant.FULL for bucket in buckets)
+            sizes = masks_sizes(self.geometry) if has_masks else {}
+            masks = {size: pool.submit(self._compile_set_masks, size, count) for size, count in sizes.items()}
             steps = dict(zip(order, pool.map(compile_step, order), strict=True))
-            return Programs(steps, helpers[0].result(), helpers[1].result())
+            set_masks = {size: program.result() for size, program in masks.items()}
+            return Programs(steps, helpers[0].result(), helpers[1].result(), set_masks)
 
     def compile_step(self, bucket: Bucket, compiler_options: Mapping[str, Any] | None = None) -> Compiled:
         """Compile one bucket's step. compiler_options: XLA's, for this program alone."""
@@ -110,6 +124,11 @@ class ProgramBuilder:
         slots = self.abstract_state().slots
         jitted = jax.jit(set_slot, donate_argnums=0, out_shardings=_shardings(slots))
         return self._compile("set slot", (0, 0), jitted, (slots, self._replicated(slot_size(self.geometry))))
+
+    def _compile_set_masks(self, size: int, count: int) -> Compiled:
+        slots = self.abstract_state().slots
+        jitted = jax.jit(set_masks, donate_argnums=0, out_shardings=_shardings(slots))
+        return self._compile("set masks", (0, count), jitted, (slots, self._replicated(size)))
 
     def _compile(
         self,

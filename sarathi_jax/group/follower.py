@@ -18,7 +18,7 @@ from sarathi_jax.group.messages import NUMBER, Kind, Message, MessageError, Open
 from sarathi_jax.group.silence import WATCH_S, Silence, repeat
 
 END_S = 1.0
-CALLS = (Kind.STEP, Kind.SLOT, Kind.RESET, Kind.RELEASE, Kind.CLOSE)
+CALLS = (Kind.STEP, Kind.SLOT, Kind.MASKS, Kind.RESET, Kind.RELEASE, Kind.CLOSE)
 
 
 def end_process(error: GroupError) -> None:

@@ -20,7 +20,7 @@ DIGEST_BYTES = 32
 
 class Kind(IntEnum):
     """HELLO, WELCOME: the start. VALUES: something exchanged among all. READY: requests may come, silence is short from here on.
-    STEP, SLOT, RESET, RELEASE: calls of a runner. CLOSE: the end. DONE: a step has run. BEAT: alive. FAILED: the group ends before its time, and why."""
+    STEP, SLOT, MASKS, RESET, RELEASE: calls of a runner. CLOSE: the end. DONE: a step has run. BEAT: alive. FAILED: the group ends before its time, and why."""
 
     HELLO = 1
     WELCOME = 2
@@ -34,6 +34,7 @@ class Kind(IntEnum):
     DONE = 10
     BEAT = 11
     FAILED = 12
+    MASKS = 13
 
 
 class Message(NamedTuple):

@@ -17,6 +17,7 @@ import numpy as np
 
 from sarathi_jax.outputs import FinishReason
 from sarathi_jax.sampling_params import SamplingParams
+from sarathi_jax.scheduling.constraint import Constraint
 from sarathi_jax.scheduling.prefix_cache import Block
 from sarathi_jax.scheduling.service_levels import INTERACTIVE
 
@@ -50,6 +51,7 @@ class Request:
       eos_token_ids: ids that end the output unless `sampling.ignore_eos`.
       cache_salt: requests share cached pages only with requests of the same salt.
       priority: for policies that look at it; `sarathi` does not.
+      constraint: which tokens may come next in its output; None: all. It goes on with each token that the request gets.
       slo_class, client: what it was promised (`scheduling.service_levels`) and who asks, for policies that look at them; `slo` does.
 
     num_tokens: prompt and output tokens, pending ones included.
@@ -71,6 +73,7 @@ class Request:
         "block_table",
         "cache_salt",
         "client",
+        "constraint",
         "eos_token_ids",
         "finish_reason",
         "finished_s",
@@ -123,6 +126,7 @@ class Request:
         priority: int = 0,
         slo_class: str = INTERACTIVE,
         client: str = "",
+        constraint: Constraint | None = None,
         sample_index: int = 0,
     ) -> None:
         self.request_id = request_id
@@ -135,6 +139,7 @@ class Request:
         self.priority = priority
         self.slo_class = slo_class
         self.client = client
+        self.constraint = constraint
         self.sample_index = sample_index
         self.token_ids = [*prompt_token_ids, *output_token_ids]
         self.stop_token_ids = frozenset(sampling.stop_token_ids).union(() if sampling.ignore_eos else eos_token_ids)
@@ -165,8 +170,7 @@ class Request:
         self.finished_s: float | None = None
         self.num_expected_hit_tokens = 0
         self.num_prefix_hit_tokens = 0
-        self.num_preemptions = 0
-        self.num_prompt_logprobs = 0
+        self.num_preemptions = self.num_prompt_logprobs = 0
 
     def __repr__(self) -> str:
         return (
@@ -218,6 +222,7 @@ class Request:
             priority=self.priority,
             slo_class=self.slo_class,
             client=self.client,
+            constraint=None if self.constraint is None else self.constraint.copy(),
             sample_index=index,
         )
 
@@ -254,7 +259,16 @@ class Request:
         num_output_tokens = len(self.token_ids) - self.num_prompt_tokens
         if self.token_ids[-1] in self.stop_token_ids and num_output_tokens > self.sampling.min_tokens:
             return "stop"
+        if self.constraint is not None and self.constraint.is_ended:
+            return "stop"
         return "length" if num_output_tokens >= self.max_tokens else None
+
+    def token_mask(self) -> np.ndarray:
+        """Which tokens may come next, of a request with a constraint."""
+        assert self.constraint is not None and not self.num_pending_tokens, (
+            f"{self!r}: its constraint needs all tokens before the next one"
+        )
+        return self.constraint.mask()
 
     def forget_pending(self) -> None:
         """Steps in flight were lost: what they would have sampled does not come."""

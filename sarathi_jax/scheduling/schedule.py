@@ -25,6 +25,7 @@ class ScheduledRow(NamedTuple):
     is_first: the first chunk after an admission: slot state has to be set up before the step.
     context_token_ids: on is_first rows, the tokens before `start` (prefix hit), which the slot's history must hold for penalties; else ().
     num_prompt_tokens, num_output_tokens: of the request before this step; pending ones count as output.
+    token_mask: u32[ceil(V / 32)] on rows that sample and may not sample every token: token i may come if bit i % 32 of word i // 32 is set; never written to.
     next_token_id: the token after the chunk where it is known: what a prompt log-probability of the chunk's last token is of.
     """
 
@@ -42,6 +43,7 @@ class ScheduledRow(NamedTuple):
     sampling: SamplingParams
     seed: int
     next_token_id: int | None = None
+    token_mask: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)

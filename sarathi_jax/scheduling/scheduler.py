@@ -28,6 +28,7 @@ from sarathi_jax.scheduling.request import Request, RequestState
 from sarathi_jax.scheduling.schedule import Schedule, ScheduledRow, StepResult
 from sarathi_jax.scheduling.steps_in_flight import StepsInFlight
 from sarathi_jax.scheduling.token_output import TokenOutput
+from sarathi_jax.scheduling.wrong_rows import wrong_rows
 
 # Places in a row, for the loop over all rows of a step: by number they are found in half the time.
 _START, _NUM_TOKENS, _DOES_SAMPLE = 1, 2, 6
@@ -78,6 +79,7 @@ class Scheduler:
         self.policy.check(self.limits)
         self._queues = RequestQueues(max_num_seqs, do_slots_rest=num_microbatches > 1)
         self._groups: dict[str, tuple[Request, ...]] = {}
+        self._constrained: set[Request] = set()
         self._lessons = Lessons(self.policy, self.kv_pages, has_times=num_microbatches == 1)
         self._in_flight = StepsInFlight()
         self._newly_preempted: list[str] = []
@@ -104,6 +106,11 @@ class Scheduler:
     def num_in_flight(self) -> int:
         """Steps whose result has not arrived."""
         return len(self._in_flight)
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether a request that runs, or has a row in flight, has a constraint: which token may come next is known only when all before it are."""
+        return any(each.state is RequestState.RUNNING or each.num_in_flight_rows for each in self._constrained)
 
     @property
     def num_free_pages(self) -> int:
@@ -156,6 +163,8 @@ class Scheduler:
         self._queues.arrive(samples)
         if request.samples:
             self._groups[request.request_id] = request.samples
+        if request.constraint is not None:
+            self._constrained.update(samples)
         self._lessons.arrived(request)
         return samples
 
@@ -242,11 +251,12 @@ class Scheduler:
             request.num_pending_tokens -= 1
             request.token_ids.append(token_id)
             reason = None
-            if len(request.token_ids) >= request.max_num_tokens or token_id in request.stop_token_ids:
+            may_end = len(request.token_ids) >= request.max_num_tokens or token_id in request.stop_token_ids
+            if may_end or request.constraint is not None:
                 reason = request.end_reason()
                 if reason is not None:
                     self._end(request, reason, now_s)
-            stop_token_id = token_id if reason == "stop" else None
+            stop_token_id = token_id if reason == "stop" and token_id in request.stop_token_ids else None
             output = (request, request.sample_index, token_id, logprobs, prompt_logprobs, reason, stop_token_id)
             outputs.append(new_output(TokenOutput, output))
         self._queues.free_rested_slots()
@@ -319,6 +329,7 @@ class Scheduler:
                 request.sampling,
                 request.seed,
                 None if does_sample else request.token_ids[end],
+                None if request.constraint is None or not does_sample else request.token_mask(),
             )
             rows.append(new_row(ScheduledRow, row))
             request.num_computed_tokens = end
@@ -331,18 +342,12 @@ class Scheduler:
     def _end_failed(
         self, requests: Sequence[Request], schedule: Schedule, result: StepResult, now_s: float
     ) -> list[TokenOutput]:
-        """End each request whose logits were not finite, or whose token is none of the vocabulary."""
-        token_ids, is_finite, vocab_size = result.token_ids, result.is_finite, self.limits.vocab_size
+        """Constraints take in their tokens; requests whose token is of no use end."""
         outputs: list[TokenOutput] = []
-        if (is_finite is None or all(is_finite)) and min(token_ids) >= 0 and max(token_ids) < vocab_size:
-            return outputs
-        for index, (request, row) in enumerate(zip(requests, schedule.rows, strict=True)):
-            is_wrong = row.does_sample and not 0 <= token_ids[index] < vocab_size
-            is_wrong = is_wrong or (is_finite is not None and not is_finite[index])
-            if is_wrong and not request.is_finished:
-                self.kv_pages.distrust(request)
-                self._end(request, "error", now_s)
-                outputs.append(TokenOutput(request, request.sample_index, None, finish_reason="error"))
+        for request in wrong_rows(requests, schedule.rows, result, self.limits.vocab_size, bool(self._constrained)):
+            self.kv_pages.distrust(request)
+            self._end(request, "error", now_s)
+            outputs.append(TokenOutput(request, request.sample_index, None, finish_reason="error"))
         return outputs
 
     def _take_first_token(self, request: Request, now_s: float) -> None:
@@ -374,6 +379,7 @@ class Scheduler:
         """The one way out, from any state."""
         self._queues.leave(request)
         self.kv_pages.release(request)
+        self._constrained.discard(request)
         request.finish_reason = reason
         request.finished_s = now_s
         samples = request.samples or (request,)

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from sarathi_jax.errors import ModelError, RequestError
 from sarathi_jax.text.model_files import named_special_tokens, read_bounded_text, read_tokenizer_config
-from sarathi_jax.text.template_process import TemplateProcess, TemplateProcessError
+from sarathi_jax.text.worker_process import WorkerProcess, WorkerProcessError
 
 type Message = Mapping[str, Any]
 
@@ -24,6 +24,8 @@ MAX_OUTPUT_CHARS = 4 * 2**20
 MAX_QUOTED_CHARS = 200
 # Processor time of one render. Real templates take a few milliseconds.
 DEADLINE_S = 1.0
+GROWTH_BYTES = 1 << 30
+WORKER_PATH = Path(__file__).with_name("template_worker.py")
 
 
 class ChatTemplate:
@@ -55,7 +57,14 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens or {})
         self._max_output_chars = max_output_chars
         self._deadline_s = deadline_s
-        self._process = TemplateProcess(dict(sources), deadline_s=deadline_s, max_output_chars=max_output_chars)
+        self._process = WorkerProcess(
+            WORKER_PATH,
+            {"sources": dict(sources), "max_chars": max_output_chars},
+            deadline_s=deadline_s,
+            growth_bytes=GROWTH_BYTES,
+            # A character takes at most 12 bytes of JSON: two escapes of a surrogate pair.
+            max_reply_bytes=12 * max_output_chars + 4096,
+        )
         self._lock = threading.Lock()
 
     @classmethod
@@ -97,7 +106,7 @@ class ChatTemplate:
         with self._lock:
             try:
                 reply = self._process.ask(frame)
-            except TemplateProcessError as error:
+            except WorkerProcessError as error:
                 raise self._over_limit(str(error)) from error
         return reply["text"] if "text" in reply else self._raise(reply["error"], reply["message"][:MAX_QUOTED_CHARS])
 

@@ -1,21 +1,9 @@
-"""A process of its own that renders one model's chat templates: hostile ones cost it, and not the engine.
+"""Renders one model's chat templates; what `chat_template.py` has a process of its own for. A task of `worker_main.py`: imports nothing of this package."""
 
-Run as a script by `chat_template.py`; imports nothing of this package. Frames on stdin and stdout are a 4-byte
-big-endian length and that many bytes of JSON. The first frame in holds the settings, the first one out says that the
-worker is ready; each further frame in is one render.
-
-Two bounds are the system's: processor time per render, which also ends a worker whose parent is gone, and address
-space."""
-
-import contextlib
 import json
-import resource
-import signal
-import struct
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from datetime import datetime
-from typing import Any, BinaryIO
+from typing import Any
 
 import jinja2
 import jinja2.ext
@@ -23,8 +11,6 @@ import jinja2.sandbox
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError
 from jinja2.parser import Parser
-
-MAX_ADDRESS_BYTES = 1 << 30
 
 
 class GenerationTag(jinja2.ext.Extension):
@@ -104,30 +90,7 @@ def answer(
     return render(compiled[name], request["variables"], max_chars)
 
 
-def read_frames(stream: BinaryIO) -> Iterator[dict[str, Any]]:
-    while len(header := stream.read(4)) == 4:
-        yield json.loads(stream.read(struct.unpack(">I", header)[0]))
-
-
-def write_frame(stream: BinaryIO, value: dict[str, Any]) -> None:
-    data = json.dumps(value).encode()
-    stream.write(struct.pack(">I", len(data)) + data)
-    stream.flush()
-
-
-def main() -> None:
-    frames = read_frames(sys.stdin.buffer)
-    settings = next(frames)
-    with contextlib.suppress(ValueError, OSError):  # a system may know no such limit; the time limit stands anyway
-        resource.setrlimit(resource.RLIMIT_AS, (MAX_ADDRESS_BYTES, MAX_ADDRESS_BYTES))
+def start(settings: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, str]]:
+    """settings: sources, max_chars. A request: which template, and its variables."""
     compiled: dict[str, jinja2.Template] = {}
-    write_frame(sys.stdout.buffer, {"text": "ready"})
-    for request in frames:
-        signal.setitimer(signal.ITIMER_PROF, settings["deadline_s"])  # SIGPROF, unhandled, ends the process
-        reply = answer(request, settings["sources"], compiled, settings["max_chars"])
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        write_frame(sys.stdout.buffer, reply)
-
-
-if __name__ == "__main__":
-    main()
+    return lambda request: answer(request, settings["sources"], compiled, settings["max_chars"])

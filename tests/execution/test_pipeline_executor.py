@@ -47,6 +47,9 @@ class NumberingRunner:
     def set_slot(self, packed: np.ndarray) -> None:
         raise AssertionError("greedy requests have no slot to set up")
 
+    def set_masks(self, packed: np.ndarray) -> None:
+        raise AssertionError("greedy requests have no masks")
+
     def reset(self) -> None:
         self.num_resets += 1
 

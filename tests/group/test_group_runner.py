@@ -52,6 +52,9 @@ class FakeRunner:
     def set_slot(self, packed: np.ndarray) -> None:
         self.calls.append(("slot", packed.tolist()))
 
+    def set_masks(self, packed: np.ndarray) -> None:
+        self.calls.append(("masks", packed.tolist()))
+
     def reset(self) -> None:
         self.calls.append(("reset",))
 
@@ -84,6 +87,7 @@ def test_calls_are_made_everywhere_in_one_order(make_pair: Callable[..., Pair]) 
     pair = make_pair()
     first = pair.runner.run_step(BUCKETS[1], packed(1, -2, 3))
     pair.runner.set_slot(packed(7, 8))
+    pair.runner.set_masks(packed(9))
     second = pair.runner.run_step(BUCKETS[2], packed(4))
     pair.runner.reset()
     assert np.asarray(second).tolist() == [5]
@@ -93,7 +97,14 @@ def test_calls_are_made_everywhere_in_one_order(make_pair: Callable[..., Pair]) 
     pair.runner.reset()
     pair.rig.leader.close()
     pair.follow.result(5)
-    calls = [("step", BUCKETS[1], [1, -2, 3]), ("slot", [7, 8]), ("step", BUCKETS[2], [4]), ("reset",), ("close",)]
+    calls = [
+        ("step", BUCKETS[1], [1, -2, 3]),
+        ("slot", [7, 8]),
+        ("masks", [9]),
+        ("step", BUCKETS[2], [4]),
+        ("reset",),
+        ("close",),
+    ]
     assert pair.here.calls == pair.there.calls == calls
 
 

@@ -160,6 +160,9 @@ class FailingRunner:
     def set_slot(self, packed: np.ndarray) -> None:
         self.runner.set_slot(packed)
 
+    def set_masks(self, packed: np.ndarray) -> None:
+        self.runner.set_masks(packed)
+
     def reset(self) -> None:
         self.runner.reset()
 

@@ -1,4 +1,4 @@
-"""The parent's end of the template worker: starts it, asks it, and ends it when it takes too long."""
+"""The parent's end of a worker process, in which a stranger's program runs (a chat template, a grammar): starts it, asks it, and ends it when it takes too long."""
 
 import json
 import os
@@ -8,29 +8,38 @@ import subprocess
 import sys
 import time
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-WORKER_PATH = Path(__file__).with_name("template_worker.py")
+MAIN_PATH = Path(__file__).with_name("worker_main.py")
 START_DEADLINE_S = 60.0
 # The worker bounds its own processor time; on a busy machine that much of it may take this many times as long.
 WALL_FACTOR = 10.0
 
 
-class TemplateProcessError(Exception):
+class WorkerProcessError(Exception):
     """The worker died, or did not answer in time. The next question goes to a new one."""
 
 
-class TemplateProcess:
-    """One worker process, started when first asked and again after it died. Not safe to share between threads."""
+class WorkerProcess:
+    """One worker process, started when first asked and again after it died. Not safe to share between threads.
 
-    def __init__(self, sources: dict[str, str], *, deadline_s: float, max_output_chars: int) -> None:
-        self._settings = json.dumps(
-            {"sources": sources, "deadline_s": deadline_s, "max_chars": max_output_chars}
-        ).encode()
+    Args:
+      task: the file with what it does; see `worker_main.py`.
+      settings: for the task; plain JSON values.
+      deadline_s: processor time that one answer may take.
+      growth_bytes: address space that one answer may take.
+      max_reply_bytes: of one answer.
+    """
+
+    def __init__(
+        self, task: Path, settings: Mapping[str, Any], *, deadline_s: float, growth_bytes: int, max_reply_bytes: int
+    ) -> None:
+        self._task = task
+        self._settings = json.dumps({**settings, "deadline_s": deadline_s, "growth_bytes": growth_bytes}).encode()
         self._wall_deadline_s = deadline_s * WALL_FACTOR
-        # A character takes at most 12 bytes of JSON: two escapes of a surrogate pair.
-        self._max_reply_bytes = 12 * max_output_chars + 4096
+        self._max_reply_bytes = max_reply_bytes
         self._process: subprocess.Popen[bytes] | None = None
         self._stop: weakref.finalize[..., Any] | None = None
 
@@ -40,12 +49,12 @@ class TemplateProcess:
         return self._process.pid if self._process else None
 
     def ask(self, frame: bytes) -> dict[str, str]:
-        """Send one request and wait for its answer. Raises: TemplateProcessError if none comes."""
+        """Send one request and wait for its answer. Raises: WorkerProcessError if none comes."""
         try:
             if self._process is None:
                 self._start()
             return self._exchange(frame, self._wall_deadline_s)
-        except TemplateProcessError:
+        except WorkerProcessError:
             self.close()
             raise
 
@@ -59,7 +68,7 @@ class TemplateProcess:
         # -P: the worker's own folder is not a place to import from. A session of its own: Ctrl-C in a terminal is not
         # for it. Nothing of the engine's own is its business, least of all the key of a group of processes.
         self._process = subprocess.Popen(
-            [sys.executable, "-P", str(WORKER_PATH)],
+            [sys.executable, "-P", str(MAIN_PATH), str(self._task)],
             env={name: value for name, value in os.environ.items() if not name.startswith("SARATHI_JAX_")},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -78,10 +87,10 @@ class TemplateProcess:
             self._process.stdin.write(struct.pack(">I", len(frame)) + frame)
             self._process.stdin.flush()
         except OSError as error:
-            raise TemplateProcessError("a worker that ended by itself") from error
+            raise WorkerProcessError("a worker that ended by itself") from error
         num_bytes = struct.unpack(">I", _read_exactly(self._process.stdout, 4, give_up_at_s))[0]
         if num_bytes > self._max_reply_bytes:
-            raise TemplateProcessError(f"an answer of {num_bytes} bytes")
+            raise WorkerProcessError(f"an answer of {num_bytes} bytes")
         reply: dict[str, str] = json.loads(_read_exactly(self._process.stdout, num_bytes, give_up_at_s))
         return reply
 
@@ -92,10 +101,10 @@ def _read_exactly(stream: IO[bytes], num_bytes: int, give_up_at_s: float) -> byt
         selector.register(stream, selectors.EVENT_READ)
         while len(data) < num_bytes:
             if not selector.select(max(0.0, give_up_at_s - time.monotonic())):
-                raise TemplateProcessError("no answer in time")
+                raise WorkerProcessError("no answer in time")
             chunk = os.read(stream.fileno(), min(num_bytes - len(data), 1 << 20))
             if not chunk:
-                raise TemplateProcessError("a worker that was ended by its limits")
+                raise WorkerProcessError("a worker that was ended by its limits")
             data += chunk
     return bytes(data)
 
