@@ -26,6 +26,7 @@ from sarathi_jax.scheduling.policies import make_policy
 from sarathi_jax.scheduling.scheduler import Scheduler
 from sarathi_jax.scheduling.step_profile import StepProfile
 from sarathi_jax.scheduling.token_budget import with_token_budget
+from sarathi_jax.text.token_constraint import ConstraintFactory
 from sarathi_jax.text.tokenizer import Tokenizer
 
 
@@ -34,16 +35,24 @@ class StartedEngine:
 
     Args:
       progress: show bars on standard error while weights load and programs compile.
+      has_grammar_checker: check each grammar in a process of its own before it is compiled here; False: whoever sends requests has done so.
       found: is called when the model is found, before anything is loaded. Returns: the tokenizer for the engine to make text with; None: it makes none.
     Raises: ConfigError, ModelError, CapacityError; GroupError if one of several processes is lost on the way; what `found` raises.
 
-    config: with the token budget that was chosen. programs: of the first replica.
+    config: with the token budget that was chosen. programs: of the first replica. constraints: what makes constraints of structures; None for a
+    model without tokenizer.json.
     """
 
     def __init__(
-        self, config: EngineConfig, *, progress: bool, found: Callable[[ModelSource], Tokenizer | None]
+        self,
+        config: EngineConfig,
+        *,
+        progress: bool,
+        found: Callable[[ModelSource], Tokenizer | None],
+        has_grammar_checker: bool = True,
     ) -> None:
         self.config = with_token_budget(config)
+        self._has_grammar_checker = has_grammar_checker
         group = _lead_group(self.config)
         try:
             self._start(group, progress, found)
@@ -56,6 +65,7 @@ class StartedEngine:
         config = self.config
         source = self.source = find_model(config.model, is_dummy=config.load_format == "dummy")
         tokenizer = found(source)
+        self.constraints = _make_constraints(source, self._has_grammar_checker)
         make_policy(config.policy).check(least_limits(config, source.config))
         built = _build(source, config, progress, group)
         self.programs = built[0][0]
@@ -63,12 +73,14 @@ class StartedEngine:
         for programs, _ in built[1:]:
             self.compile_ledger.absorb(programs.ledger)
         profile = start_profile(config, built[0][1], progress=progress) if config.policy == "slo" else None
-        self.engines = [_make_engine(*each, config, profile, tokenizer, place) for place, each in enumerate(built)]
+        self.engines = [
+            _make_engine(*each, config, profile, tokenizer, self.constraints, place) for place, each in enumerate(built)
+        ]
         self.engine: AnyEngine = (
             self.engines[0] if len(self.engines) == 1 else EngineReplicas(self.engines, seed=config.seed)
         )
         # Also when the process ends, or nobody holds this object any more.
-        self._finalizer = weakref.finalize(self, _close, self.engine, group)
+        self._finalizer = weakref.finalize(self, _close, self.engine, group, self.constraints)
         if group is not None:
             atexit.register(self._finalizer)  # before jax takes leave of the other processes, which wait for calls
 
@@ -90,12 +102,22 @@ def _lead_group(config: EngineConfig) -> LedGroup | None:
     return LedGroup(config, place)
 
 
-def _close(engine: AnyEngine, group: LedGroup | None) -> None:
-    """Both, whatever becomes of the other."""
+def _close(engine: AnyEngine, *others: LedGroup | ConstraintFactory | None) -> None:
+    """Each of them, whatever becomes of the others."""
     with contextlib.ExitStack() as stack:
-        if group is not None:
-            stack.callback(group.close)
+        for other in others:
+            if other is not None:
+                stack.callback(other.close)
         engine.close()
+
+
+def _make_constraints(source: ModelSource, has_checker: bool) -> ConstraintFactory | None:
+    if source.folder is None:
+        return None
+    config = source.config
+    return ConstraintFactory.from_folder(
+        source.folder, config.vocab_size, config.eos_token_ids, has_checker=has_checker
+    )
 
 
 def _build(
@@ -119,6 +141,7 @@ def _make_engine(
     config: EngineConfig,
     profile: StepProfile | None,
     tokenizer: Tokenizer | None,
+    constraints: ConstraintFactory | None,
     replica: int,
 ) -> Engine:
     model_config = programs.model_state.config
@@ -148,6 +171,7 @@ def _make_engine(
         seed=config.seed,
         replica=replica,
         recorder=_make_recorder(scheduler, clock, programs.ledger, config, replica),
+        constraints=constraints,
     )
 
 

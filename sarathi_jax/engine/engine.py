@@ -141,7 +141,9 @@ class Engine:
         if params.stop and self._tokenizer is None:
             raise RequestError("stop needs a tokenizer, got a model without one: use stop_token_ids.", param="stop")
         text, shown = self._text_after(params, given_ids)
-        if params.structured is not None and constraint is None:
+        if params.structured is None:
+            assert constraint is None, "a constraint is of a structure, by which a step that reads masks is chosen"
+        elif constraint is None:
             constraint = self._new_constraint(params.structured, given_ids)
         limit = self.scheduler.limits.max_model_len - len(token_ids)
         request = Request(

@@ -20,16 +20,19 @@ LIMITS: dict[str, Any] = {
 
 def grammar_text(structured: StructuredOutput) -> str:
     """The grammar, as JSON text that holds it in llguidance's form."""
-    from llguidance import LLMatcher  # here: only requests with a structure need it
+    from llguidance import LLMatcher, regex_to_lark  # here: only requests with a structure need it
 
     if structured.json_schema is not None or structured.json_object:
         schema = structured.json_schema if isinstance(structured.json_schema, str) else '{"type":"object"}'
         return LLMatcher.grammar_from_json_schema(schema, overrides=JSON_OPTIONS)
     if structured.regex is not None:
-        return LLMatcher.grammar_from_regex(structured.regex)
+        # As in a pattern of a JSON schema, \d and \w are of ASCII alone.
+        return LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(structured.regex, 'dw')}/")
     if structured.grammar is not None:
         return LLMatcher.grammar_from_lark(structured.grammar)
-    # A string of JSON is one of Lark.
-    return LLMatcher.grammar_from_lark(
-        "start: " + " | ".join(json.dumps(each, ensure_ascii=False) for each in structured.choice)
-    )
+    return LLMatcher.grammar_from_lark("start: " + " | ".join(map(_lark_string, structured.choice)))
+
+
+def _lark_string(text: str) -> str:
+    """A string of JSON is one of Lark, but for a control character that JSON leaves as it is."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

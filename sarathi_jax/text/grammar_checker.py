@@ -43,7 +43,7 @@ class GrammarChecker:
         deadline_s: float = DEADLINE_S,
         growth_bytes: int = GROWTH_BYTES,
     ) -> None:
-        self._deadline_s = deadline_s
+        self._deadline_s, self._growth_bytes = deadline_s, growth_bytes
         settings: dict[str, Any] = {
             "tokenizer_json": tokenizer_json,
             "vocab_size": vocab_size,
@@ -80,7 +80,7 @@ class GrammarChecker:
         try:
             reply = self._process.ask(json.dumps({"grammar": grammar}).encode())
         except WorkerProcessError as error:
-            return f"more than {self._deadline_s:g} s or {GROWTH_BYTES >> 20} MiB to compile ({error})"
+            return f"more than {self._deadline_s:g} s or {self._growth_bytes >> 20} MiB to compile ({error})"
         if reply.get("error") == "tokenizer":
             raise unfit_tokenizer(reply["message"])
         return reply["message"] if "error" in reply else None

@@ -130,11 +130,17 @@ class ConstraintFactory:
             self._compiled.move_to_end(grammar)
             constraint = first.copy()
         for place, token_id in enumerate(output_token_ids):
-            if not constraint.accept(token_id):
+            is_token = type(token_id) is int and 0 <= token_id < self._vocab_size
+            if constraint.is_ended or not is_token or not constraint.accept(token_id):
                 raise RequestError(
-                    f"output tokens must be of the form that structured asks for, got {token_id} as token {place}: start the request anew.",
-                    param="structured",
+                    f"output_token_ids must begin what structured asks for, got {token_id} as token {place}: start the request anew.",
+                    param="output_token_ids",
                 )
+        if output_token_ids and constraint.is_ended:
+            raise RequestError(
+                "output_token_ids must leave something to come, got all that structured asks for. The output has ended: don't go on.",
+                param="output_token_ids",
+            )
         return constraint
 
     def close(self) -> None:

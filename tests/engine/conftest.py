@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
 import tokenizers
 from tokenizers import decoders, pre_tokenizers
@@ -127,6 +128,9 @@ class FakeExecutor:
         # What was lost is garbage; nothing that comes of it may be used.
         history += [None] * (end - len(history))
         token_id = next_token([0 if token is None else token for token in history[:end]], row.seed)
+        if row.token_mask is not None:
+            allowed = np.flatnonzero(np.unpackbits(row.token_mask.view(np.uint8), bitorder="little"))
+            token_id = int(allowed[token_id % len(allowed)])
         history[end:] = [token_id]
         return token_id
 
