@@ -168,3 +168,21 @@ def test_an_engine_makes_constraints_itself(make_rig: Callable[..., Any], tokeni
         rig.engine.add_request("say", SamplingParams(structured=StructuredOutput(regex="[a")))
     (output,) = rig.outputs().values()
     assert {each.text for each in output.outputs} <= {"yes", "yesterday", "no"}
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_an_output_goes_on_where_an_engine_that_is_no_more_left_it(
+    make_rig: Callable[..., Any], tokenizer: Tokenizer, overlap: bool
+):
+    params = SamplingParams(structured=StructuredOutput(regex="(ab|cd[x-z]){5}q"), seed=3, max_tokens=40)
+
+    def rest(given_ids: list[int]) -> list[int]:
+        rig = make_rig(tokenizer=tokenizer, overlap=overlap)
+        rig.engine._eos_token_ids, rig.engine._constraints = (0,), ConstraintFactory(tokenizer.to_json(), 256, (0,))
+        rig.engine.add_request("say", params, request_id="r", output_token_ids=given_ids)
+        return rig.outputs()["r"].outputs[0].token_ids
+
+    whole = rest([])
+    assert bytes(whole).decode().endswith("q")
+    for count in range(1, len(whole)):
+        assert rest(whole[:count]) == whole

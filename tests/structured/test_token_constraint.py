@@ -112,10 +112,14 @@ def test_a_copy_goes_on_by_itself_and_tokens_before_are_taken_in(factory: Constr
         assert first.accept(token_id)
     assert factory.make(structured).mask().tolist() == factory.make(structured, ()).mask().tolist()
     for wrong in ([token_ids[0], token_ids[0]], [token_ids[0], -1], [token_ids[0], "b"], [token_ids[0], 2]):
-        rule = rf"^output_token_ids must begin what structured asks for, got {wrong[1]} as token 1: start the request anew"
+        rule = (
+            rf"^output_token_ids must begin what structured asks for, got {wrong[1]} as token 1: start the request anew"
+        )
         with pytest.raises(RequestError, match=rule):
             factory.make(structured, wrong)
-    with pytest.raises(RequestError, match=r"must leave something to come, got all that structured asks for\. The output"):
+    with pytest.raises(
+        RequestError, match=r"must leave something to come, got all that structured asks for\. The output"
+    ):
         factory.make(StructuredOutput(regex="ab"), token_ids[:2])
 
 
