@@ -138,13 +138,7 @@ class Engine:
         params = params or SamplingParams()
         check_class(slo_class, client)
         token_ids, given_ids = self._token_ids(prompt), _plain_ids(output_token_ids)
-        if params.stop and self._tokenizer is None:
-            raise RequestError("stop needs a tokenizer, got a model without one: use stop_token_ids.", param="stop")
         text, shown = self._text_after(params, given_ids)
-        if params.structured is None:
-            assert constraint is None, "a constraint is of a structure, by which a step that reads masks is chosen"
-        elif constraint is None:
-            constraint = self._new_constraint(params.structured, given_ids)
         limit = self.scheduler.limits.max_model_len - len(token_ids)
         request = Request(
             request_id or f"request-{next(self._numbers)}",
@@ -158,7 +152,7 @@ class Engine:
             cache_salt=cache_salt,
             slo_class=slo_class,
             client=client,
-            constraint=constraint,
+            constraint=self._constraint(params.structured, constraint, given_ids),
         )
         added = self.scheduler.add(request)
         if self.recorder is not None:
@@ -249,7 +243,15 @@ class Engine:
             )
         return self._tokenizer.encode(prompt)
 
-    def _new_constraint(self, structured: StructuredOutput, given_ids: Sequence[int]) -> Constraint:
+    def _constraint(
+        self, structured: StructuredOutput | None, given: Constraint | None, given_ids: Sequence[int]
+    ) -> Constraint | None:
+        """The one that was given, or a new one. Raises: RequestError if there can be none."""
+        if structured is None:
+            assert given is None, "a constraint is of a structure, by which a step that reads masks is chosen"
+            return None
+        if given is not None:
+            return given
         if self._constraints is None:
             raise RequestError(
                 "structured needs a model with a tokenizer.json, got one without: leave it out.", param="structured"
@@ -261,6 +263,8 @@ class Engine:
 
     def _text_after(self, params: SamplingParams, given_ids: Sequence[int]) -> tuple[OutputText | None, str]:
         """The text of an output that goes on after these tokens. Returns: it, and what was shown of it. Raises: RequestError if it can't go on."""
+        if params.stop and self._tokenizer is None:
+            raise RequestError("stop needs a tokenizer, got a model without one: use stop_token_ids.", param="stop")
         text = self._new_text(params)
         if given_ids and params.seed is None and not params.is_greedy:
             raise RequestError(
