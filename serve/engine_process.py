@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sarathi_jax.config import EngineConfig
 from sarathi_jax.errors import EngineError, RequestError, SarathiError
@@ -173,7 +173,6 @@ class Session:
     def _add(self, message: Add) -> None:
         # A sample of several that goes on alone needs a name of its own.
         request_id = message.request_id if message.sample is None else f"{message.request_id}-{message.sample}"
-        more: dict[str, Any] = {"output_token_ids": message.output_token_ids} if message.output_token_ids else {}
         try:
             self._engine.add_request(
                 message.prompt_token_ids,
@@ -183,7 +182,7 @@ class Session:
                 cache_salt=message.cache_salt,
                 slo_class=message.slo_class,
                 client=message.client,
-                **more,
+                output_token_ids=message.output_token_ids,
             )
         except RequestError as error:
             self._link.send(Refused(message.number, str(error), error.param))
