@@ -11,9 +11,9 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from sarathi_jax.errors import ConfigError, EngineError
 from sarathi_jax.serve.link import FrontLink, LinkError
@@ -30,6 +30,7 @@ from sarathi_jax.serve.messages import (
     Steps,
     Stop,
     ToFront,
+    TokenEvent,
     Tokens,
     Watch,
 )
@@ -44,6 +45,17 @@ END_LIMIT_S = 0.5
 STACKS_WAIT_S = 0.5
 CRASH_WINDOW_S = 60.0
 USER_ERROR_CODE = 2
+ENGINE_COMMAND = (sys.executable, "-m", "sarathi_jax.serve.engine_process")
+
+
+class Observer(Protocol):
+    """Is told what comes of requests, for metrics. gap_s: since the sample's token before; None: there was none. is_first: whether it is the request's first one."""
+
+    def tokens(self, live: LiveRequest, event: TokenEvent, gap_s: float | None, *, is_first: bool) -> None: ...
+
+    def ended(self, live: LiveRequest) -> None: ...
+
+    def steps(self, message: Steps) -> None: ...
 
 
 class EngineClient:
@@ -54,6 +66,7 @@ class EngineClient:
       progress: whether the process shows bars.
       step_timeout_s: silence, with work to do, after which a step hangs and the process is killed.
       max_restarts: in a minute; one more, and `run` raises.
+      command: what the process runs, followed by the socket's path.
 
     facts: once it was ready. steps: the latest report. found: whoever wants to know the model's folder, once.
     """
@@ -65,7 +78,9 @@ class EngineClient:
         progress: bool = False,
         step_timeout_s: float = 30.0,
         max_restarts: int = 5,
+        command: Sequence[str] = ENGINE_COMMAND,
     ) -> None:
+        self._command = tuple(command)
         self._start = Start(dict(options), progress)
         self._step_timeout_s = step_timeout_s
         self._max_restarts = max_restarts
@@ -75,6 +90,7 @@ class EngineClient:
         self.ready = asyncio.Event()
         self.steps: Steps | None = None
         self.num_restarts = 0
+        self.observers: list[Observer] = []
         self.on_steps: list[Callable[[Steps], None]] = []
         self.on_state: list[Callable[[EngineState], None]] = []
         self._numbers = itertools.count()
@@ -111,7 +127,11 @@ class EngineClient:
 
     def leave(self, live: LiveRequest) -> None:
         """Nobody waits for a request any more: it ends, if it has not."""
-        if self._live.pop(live.number, None) is not None and not live.has_ended and self._link is not None:
+        if self._live.pop(live.number, None) is None:
+            return
+        for observer in self.observers:
+            observer.ended(live)
+        if not live.has_ended and self._link is not None:
             self._link.send(Abort(live.number))
 
     def end_sample(self, live: LiveRequest, sample: int) -> None:
@@ -160,7 +180,7 @@ class EngineClient:
             link.send(Stop())
         if process is not None:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), STOP_LIMIT_S if link is not None else 0.0)
+                await asyncio.wait_for(process.wait(), STOP_LIMIT_S if self.state == "ready" else 0.0)
             kill(process)
 
     async def _run_process(self, path: Path) -> None:
@@ -177,9 +197,7 @@ class EngineClient:
         path.chmod(0o600)
         # A session of its own: Ctrl-C in a terminal is for the front. What it prints is for people.
         process = self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "sarathi_jax.serve.engine_process",
+            *self._command,
             str(path),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=2,
@@ -221,7 +239,7 @@ class EngineClient:
                 self._take_tokens(message)
             case Steps():
                 self.steps = message
-                for hear in self.on_steps:
+                for hear in (*self.on_steps, *(observer.steps for observer in self.observers)):
                     hear(message)
             case Refused():
                 if (live := self._live.get(message.number)) is not None:
@@ -237,7 +255,10 @@ class EngineClient:
     def _take_tokens(self, message: Tokens) -> None:
         for event in message.events:
             if (live := self._live.get(event.number)) is not None:
-                live.push(event, message.end_s)
+                is_first = live.first_token_s is None and bool(event.token_ids)
+                gap_s = live.push(event, message.end_s)
+                for observer in self.observers:
+                    observer.tokens(live, event, gap_s, is_first=is_first)
 
     def _go_on(self, facts: EngineFacts) -> None:
         """An engine is ready: it gets all requests that the one before it had."""

@@ -15,6 +15,7 @@ from sarathi_jax.serve.config import ServeConfig
 from sarathi_jax.serve.engine_client import EngineClient
 from sarathi_jax.serve.errors import ApiError
 from sarathi_jax.serve.generation import Generation, check
+from sarathi_jax.serve.latency import RecentLatency
 from sarathi_jax.serve.live_request import RequestSpec
 from sarathi_jax.serve.messages import EngineFacts
 from sarathi_jax.serve.prompts import Prompts
@@ -31,6 +32,8 @@ class Front:
     def __init__(self, config: ServeConfig, client: EngineClient, keys: Mapping[bytes, str]) -> None:
         self.config = config
         self.client = client
+        self.latency = RecentLatency()
+        client.observers.append(self.latency)
         self.admission = Admission(config, len(keys))
         self.created = int(time.time())
         self.is_draining = False

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
+from sarathi_jax.outputs import FinishReason
 from sarathi_jax.sampling_params import SamplingParams
 from sarathi_jax.serve.messages import Add, Done, TokenEvent
 
@@ -34,7 +35,7 @@ class LiveRequest:
     """Events go in on one side, as the engine sends them, and are taken on the other, as fast as the client reads; all on one event loop.
 
     token_ids: of each sample, all that have come. done: the engine's last word, when there is one. first_token_s: on the machine's monotonic clock.
-    num_restarts: of the engine, while the request was under way.
+    num_restarts: of the engine, while the request was under way. reasons: why each sample ended; None: it has not.
     """
 
     def __init__(self, number: int, spec: RequestSpec) -> None:
@@ -45,7 +46,8 @@ class LiveRequest:
         self.lost: Lost | None = None
         self.first_token_s: float | None = None
         self.num_restarts = 0
-        self._has_ended = [False] * spec.params.n
+        self.reasons: list[FinishReason | None] = [None] * spec.params.n
+        self._last_s: list[float | None] = [None] * spec.params.n
         self._has_prompt_logprobs = False
         self._events: list[TokenEvent] = []
         self._news = asyncio.Event()
@@ -58,28 +60,33 @@ class LiveRequest:
     @property
     def has_ended(self) -> bool:
         """Whether all samples have come to an end; the engine knows nothing of the request then."""
-        return all(self._has_ended)
+        return None not in self.reasons
 
     @property
     def num_tokens(self) -> int:
         return sum(map(len, self.token_ids))
 
-    def push(self, event: TokenEvent, now_s: float) -> None:
-        """Take in what came."""
-        self.token_ids[event.sample] += event.token_ids
-        if self.first_token_s is None and event.token_ids:
-            self.first_token_s = now_s
+    def push(self, event: TokenEvent, now_s: float) -> float | None:
+        """Take in what came. Returns: seconds since the sample's token before; None if this is its first one, or none came."""
+        gap_s = None
+        if event.token_ids:
+            self.token_ids[event.sample] += event.token_ids
+            before_s, self._last_s[event.sample] = self._last_s[event.sample], now_s
+            gap_s = None if before_s is None else now_s - before_s
+            if self.first_token_s is None:
+                self.first_token_s = now_s
         self._has_prompt_logprobs = self._has_prompt_logprobs or event.prompt_logprobs is not None
         if event.finish_reason is not None:
-            self._has_ended[event.sample] = True
+            self.reasons[event.sample] = event.finish_reason
         if event.done is not None:
             self.done = event.done
         self._events.append(event)
         self._news.set()
+        return gap_s
 
     def end_sample(self, sample: int) -> None:
-        """Nothing more is wanted of a sample."""
-        self._has_ended[sample] = True
+        """A sample's text is complete: nothing more is wanted of it."""
+        self.reasons[sample] = "stop"
 
     def lose(self, lost: Lost) -> None:
         """Nothing more will come, and the request has not ended."""
@@ -98,13 +105,13 @@ class LiveRequest:
     def adds(self) -> Iterator[Add]:
         """What an engine has to be told to go on where the one before it was: of each sample that has not ended what it brought. A sample that brought nothing
         while others did begins anew, from a seed of its own, which is what it had."""
-        if not self.num_tokens and not any(self._has_ended):
+        if not self.num_tokens and not any(self.reasons):
             yield self._add(self.spec.params, None, [])
             return
         params = self.spec.params
         assert params.seed is not None, "the front gives each request a seed"
         for sample, token_ids in enumerate(self.token_ids):
-            if not self._has_ended[sample]:
+            if self.reasons[sample] is None:
                 seed = (params.seed + sample) % 2**63
                 prompt_logprobs = None if self._has_prompt_logprobs or sample else params.prompt_logprobs
                 own = replace(params, n=1, seed=seed, prompt_logprobs=prompt_logprobs)

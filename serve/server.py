@@ -6,8 +6,9 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import uvicorn
@@ -15,7 +16,7 @@ import uvicorn
 from sarathi_jax.errors import ConfigError
 from sarathi_jax.serve.app import make_app
 from sarathi_jax.serve.config import ServeConfig
-from sarathi_jax.serve.engine_client import EngineClient
+from sarathi_jax.serve.engine_client import ENGINE_COMMAND, EngineClient
 from sarathi_jax.serve.front import Front
 from sarathi_jax.serve.gate import read_keys
 from sarathi_jax.serve.http_protocol import limited_protocol
@@ -64,16 +65,7 @@ def serve(
     keys = read_keys(config, os.environ)
     listener = listen(config)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        try:
-            return runner.run(ServerRun(config, keys, listener, started).run(engine_options))
-        except BaseExceptionGroup as group:
-            raise first_error(group) from None
-
-
-def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """What went wrong first, of tasks that ended together."""
-    error = group.exceptions[0]
-    return first_error(error) if isinstance(error, BaseExceptionGroup) else error
+        return runner.run(ServerRun(config, keys, listener, started).run(engine_options))
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -82,6 +74,14 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ImportError:
         return None
     return uvloop.new_event_loop
+
+
+async def _first_end(stopping: asyncio.Task[Any], engine: asyncio.Task[Any], preparing: asyncio.Task[Any]) -> None:
+    """Wait for what ends a server. Raises: what went wrong in preparing it; what ended the engine is the engine task's."""
+    await asyncio.wait([stopping, engine, preparing], return_when=asyncio.FIRST_COMPLETED)
+    if preparing.done():
+        preparing.result()
+        await asyncio.wait([stopping, engine], return_when=asyncio.FIRST_COMPLETED)
 
 
 class ServerRun:
@@ -93,7 +93,9 @@ class ServerRun:
         keys: Mapping[bytes, str],
         listener: socket.socket,
         started: Callable[[Front, str], None],
+        engine_command: Sequence[str] = ENGINE_COMMAND,
     ) -> None:
+        self._engine_command = engine_command
         self._config = config
         self._keys = keys
         self._listener = listener
@@ -108,6 +110,7 @@ class ServerRun:
             progress=sys.stderr.isatty(),
             step_timeout_s=config.step_timeout_s,
             max_restarts=config.max_restarts,
+            command=self._engine_command,
         )
         front = Front(config, client, self._keys)
         server = Server(
@@ -123,20 +126,25 @@ class ServerRun:
                 timeout_graceful_shutdown=int(CLOSE_LIMIT_S),
             )
         )
-        self._hear_signals()
-        async with asyncio.TaskGroup() as tasks:
-            engine = tasks.create_task(client.run())
-            http = tasks.create_task(server.serve(sockets=[self._listener]))
-            tasks.create_task(self._prepare(front))
-            stopping = asyncio.create_task(self._stopping.wait())
-            await asyncio.wait([stopping, engine], return_when=asyncio.FIRST_COMPLETED)
+        if threading.current_thread() is threading.main_thread():
+            self._hear_signals()
+        engine = asyncio.create_task(client.run())
+        http = asyncio.create_task(server.serve(sockets=[self._listener]))
+        preparing = asyncio.create_task(self._prepare(front))
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await _first_end(stopping, engine, preparing)
             front.is_draining = True
             if not engine.done():
                 await self._drain(front)
+        finally:
             server.should_exit = True
             await http
+            preparing.cancel()
+            stopping.cancel()
             await client.close()
             front.close()
+        await engine
         return 0
 
     async def _prepare(self, front: Front) -> None:
@@ -148,9 +156,10 @@ class ServerRun:
         """The first one lets requests end, the second one does not."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop)
+            loop.add_signal_handler(number, self.stop)
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Let requests end, and then the server; called again, at once."""
         if self._stopping.is_set():
             self._hurry.set()
         self._stopping.set()

@@ -1,0 +1,194 @@
+"""An engine process without jax: the real scheduler, loop and session over a device whose next token is a plain function of all tokens so far.
+
+    python fake_engine.py '{"step_s": 0.001, "max_num_seqs": 8}' SOCKET
+
+What a request gets does not depend on what runs beside it, so an answer from a quiet server is what it has to get from a busy one.
+"""
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sarathi_jax
+from sarathi_jax.clock import WallClock
+from sarathi_jax.engine.engine import Engine
+from sarathi_jax.errors import SarathiError
+from sarathi_jax.outputs import TokenLogprobs
+from sarathi_jax.scheduling.schedule import Schedule, ScheduledRow, StepResult
+from sarathi_jax.scheduling.scheduler import Scheduler
+from sarathi_jax.serve.engine_process import Session, end_with_parent, iter_messages, tell_end
+from sarathi_jax.serve.link import EngineLink, LinkError
+from sarathi_jax.serve.messages import EngineFacts, Found, Ready, Start
+from sarathi_jax.text.tokenizer import Tokenizer
+
+FOLDER = Path(sarathi_jax.__file__).parent / "assets" / "demo"
+DEFAULTS: dict[str, Any] = {
+    "step_s": 0.001,
+    "max_num_seqs": 16,
+    "token_budget": 256,
+    "max_model_len": 2048,
+    "num_pages": 2048,
+    "page_size": 16,
+    "start_s": 0.0,
+    "dies_at_start": "",
+    "hangs_at_step": 0,
+    "dies_at_step": 0,
+    "nan_prompt": "",
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    num_tokens: int
+    num_rows: int
+    name: str = "fake"
+
+
+@dataclass(frozen=True)
+class Handle:
+    bucket: Shape
+    end_s: float
+    outcome: StepResult
+
+    def is_ready(self) -> bool:
+        return time.perf_counter() >= self.end_s
+
+    def result(self) -> StepResult:
+        time.sleep(max(self.end_s - time.perf_counter(), 0.0))
+        return self.outcome
+
+
+class FakeDevice:
+    """options: as DEFAULTS. Tokens are those of the tokenizer that are text, and now and then the end."""
+
+    def __init__(self, options: dict[str, Any], tokenizer: Tokenizer, eos_token_id: int) -> None:
+        self._options = options
+        self._eos_token_id = eos_token_id
+        self._texts = [
+            token_id
+            for token_id in range(tokenizer.vocab_size)
+            if tokenizer.token_bytes(token_id) and token_id not in tokenizer.special_texts
+        ]
+        self._nan_ids = tokenizer.encode(options["nan_prompt"]) if options["nan_prompt"] else None
+        self._history: dict[int, list[int]] = {}
+        self._free_s = 0.0
+        self._num_steps = 0
+
+    def submit(self, schedule: Schedule) -> Handle:
+        self._num_steps += 1
+        if self._num_steps == self._options["dies_at_step"]:
+            sys.exit(7)
+        if self._num_steps == self._options["hangs_at_step"]:
+            time.sleep(3600)
+        self._free_s = max(self._free_s, time.perf_counter()) + self._options["step_s"]
+        token_ids = [self._run_row(row) for row in schedule.rows]
+        is_finite = [self._is_finite(row) for row in schedule.rows]
+        tops = [TokenLogprobs(-0.5, 1, ((token_id, -0.5), (0, -1.5))) for token_id in token_ids]
+        asked = [
+            top._replace(top=top.top[: row.sampling.logprobs]) if row.sampling.logprobs is not None else None
+            for top, row in zip(tops, schedule.rows, strict=True)
+        ]
+        prompts = [self._prompt_logprobs(row) for row in schedule.rows]
+        result = StepResult(
+            token_ids,
+            None if all(is_finite) else is_finite,
+            asked if any(asked) else None,
+            prompts if any(each is not None for each in prompts) else None,
+        )
+        return Handle(Shape(self._options["token_budget"], len(schedule.rows)), self._free_s, result)
+
+    def close(self) -> None:
+        pass
+
+    def _is_finite(self, row: ScheduledRow) -> bool:
+        return self._nan_ids is None or self._history[row.batch_slot][: len(self._nan_ids)] != self._nan_ids
+
+    def _run_row(self, row: ScheduledRow) -> int:
+        if row.is_first:
+            self._history[row.batch_slot] = list(row.context_token_ids)
+        history, end = self._history[row.batch_slot], row.start + row.num_tokens
+        if row.token_ids is not None:
+            history[row.start :] = row.token_ids
+        if not row.does_sample:
+            return 0
+        token_id = self._next_token(history[:end], 0 if row.sampling.is_greedy else row.seed)
+        history[end:] = [token_id]
+        return token_id
+
+    def _next_token(self, token_ids: Sequence[int], seed: int) -> int:
+        data = json.dumps(list(token_ids)).encode() + seed.to_bytes(8, "little")
+        number = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+        return self._eos_token_id if number % 61 == 0 else self._texts[number % len(self._texts)]
+
+    def _prompt_logprobs(self, row: ScheduledRow) -> list[TokenLogprobs] | None:
+        if row.sampling.prompt_logprobs is None:
+            return None
+        end = min(row.start + row.num_tokens, row.num_prompt_tokens - 1)
+        return [TokenLogprobs(-1.0 - position, 2, ()) for position in range(row.start, end)]
+
+
+class Ledger:
+    entries: tuple[()] = ()
+    num_after_ready = 0
+
+
+class FakeStarted:
+    """What `Session` needs of a started engine."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        tokenizer = Tokenizer.from_folder(FOLDER)
+        eos_token_id = tokenizer.eos_token_id
+        assert eos_token_id is not None
+        sizes = ("max_num_seqs", "token_budget", "max_model_len", "num_pages", "page_size")
+        scheduler = Scheduler("sarathi", vocab_size=tokenizer.vocab_size, **{name: options[name] for name in sizes})
+        executor = FakeDevice(options, tokenizer, eos_token_id)
+        self.engine = Engine(
+            scheduler, executor, WallClock(), is_overlapped=True, tokenizer=None, eos_token_ids=[eos_token_id]
+        )
+        self.engines = [self.engine]
+        self.compile_ledger = Ledger()
+        self.facts = EngineFacts(
+            model="demo",
+            limits=scheduler.limits,
+            policy="sarathi",
+            eos_token_ids=[eos_token_id],
+            devices=["fake"],
+            mesh=None,
+            dtype="float32",
+            memory="none",
+            weight_bytes=0,
+            kv_bytes=0,
+            tbt_slo_ms=None,
+            num_replicas=1,
+            num_programs=0,
+            num_cache_hits=0,
+            compile_s=0.0,
+        )
+
+
+def main(words: Sequence[str]) -> int:
+    end_with_parent()
+    options = {**DEFAULTS, **json.loads(words[0])}
+    link = EngineLink(words[1])
+    try:
+        next(message for message in iter_messages(link) if isinstance(message, Start))
+        if options["dies_at_start"]:
+            tell_end(link, options["dies_at_start"])
+            return 2
+        link.send(Found(str(FOLDER)))
+        time.sleep(options["start_s"])
+        started = FakeStarted(options)
+        link.send(Ready(started.facts))
+        Session(started, link).run()  # pyright: ignore[reportArgumentType]
+    except (LinkError, SarathiError):
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
