@@ -26,9 +26,14 @@ def add_model_arguments(parser: Parser, *, skip: Collection[str] = ()) -> None:
 
 def model_name(args: argparse.Namespace) -> str:
     """Raises: UsageError if the model was named twice, differently."""
+    return named_model(args) or DEFAULT_MODEL
+
+
+def named_model(args: argparse.Namespace) -> str | None:
+    """None if none was named. Raises: UsageError if the model was named twice, differently."""
     if args.model_word and args.model and args.model_word != args.model:
         raise UsageError(f"MODEL must be named once, got {args.model_word} and --model {args.model}: leave one out.")
-    return args.model_word or args.model or DEFAULT_MODEL
+    return args.model_word or args.model
 
 
 def engine_config(args: argparse.Namespace) -> EngineConfig:

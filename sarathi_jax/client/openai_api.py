@@ -199,7 +199,9 @@ async def ask(
         body = asking.body(prompt, max_tokens)
         reply.end(await client.request("POST", asking.path, body, on_data=reply.feed, timeout_s=timeout_s))
     except ConnectionFailed as error:
-        reply.failure = Failure(error.kind, str(error))
+        reply.failure = reply.failure or Failure(
+            error.kind, str(error)
+        )  # an error event goes before the end that follows it
     return reply
 
 

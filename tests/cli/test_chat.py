@@ -1,11 +1,12 @@
 """The conversation of `chat`, with a model that answers with what it was told."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
 
-from sarathi_jax.cli.chat import converse, user_lines
+from sarathi_jax.cli.chat import converse, stream_answer, user_lines
 from sarathi_jax.errors import RequestError
 from sarathi_jax.outputs import StreamEvent
 from sarathi_jax.sampling_params import SamplingParams
@@ -27,7 +28,7 @@ class Parrot:
 
 def say(*lines: str, system: str | None = None) -> tuple[Parrot, int]:
     parrot: Any = Parrot()
-    return parrot, converse(parrot, SamplingParams(), system, iter(lines))
+    return parrot, converse(partial(stream_answer, parrot, SamplingParams()), system, iter(lines))
 
 
 def test_each_turn_is_answered_with_all_before_as_context(capsys: pytest.CaptureFixture[str]) -> None:

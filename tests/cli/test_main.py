@@ -76,7 +76,7 @@ def test_help_has_examples_and_loads_no_jax(name: str) -> None:
     assert not {"jax", "flax", "matplotlib"} & set(modules.split())
 
 
-@pytest.mark.parametrize("line", ["bench serve --url http://127.0.0.1:1"])
+@pytest.mark.parametrize("line", ["bench serve --url http://127.0.0.1:1", "chat --url http://127.0.0.1:1"])
 def test_a_command_that_talks_to_a_server_runs_without_jax(line: str) -> None:
     program = "import sys; from sarathi_jax.cli.main import main; code = main(sys.argv[1:]); print(code, *sys.modules)"
     done = subprocess.run([sys.executable, "-c", program, *line.split()], capture_output=True, text=True, check=True)

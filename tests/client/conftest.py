@@ -89,7 +89,7 @@ class FakeServer:
         if self.line_s:
             async with self.line:
                 await asyncio.sleep(self.line_s)
-        due_s, num_tokens = time.perf_counter() + self.first_s, body["max_tokens"] or 3
+        due_s, num_tokens = time.perf_counter() + self.first_s, body.get("max_tokens") or 3
         for done in range(0, num_tokens, self.chunk_tokens):
             await asyncio.sleep(due_s - time.perf_counter())
             due_s += self.gap_s
