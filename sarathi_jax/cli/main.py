@@ -36,7 +36,7 @@ COMMANDS = {
     "kernels report": "what the compilers make of each GPU kernel, for GPUs that need not be here",
     "kernels step": "compile a model's whole step for GPUs that need not be here",
     "convert": "write a model as an Orbax checkpoint, which any mesh loads faster",
-    "doctor": "report versions, devices and what stands in the way here",
+    "doctor": "report versions, devices and what stands in the way here, and check a model",
 }
 WORDS = {
     "kernels report": "",

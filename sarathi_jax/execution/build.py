@@ -172,6 +172,15 @@ def compile_engine(
     )
 
 
+def estimate_plan(model_state: ModelState, config: EngineConfig) -> MemoryPlan:
+    """The plan that `compile_engine` begins with: nothing is compiled, temporary memory is estimated from above. Raises: ConfigError, CapacityError."""
+    kv_dtype = jnp.dtype(model_state.dtype if config.kv_dtype == "auto" else config.kv_dtype)
+    limit_bytes = device_limit_bytes(model_state.mesh.local_devices[0], config.memory_fraction)
+    table = BucketTable(config.step_tokens, config.max_num_seqs)
+    planner = _Planner(model_state, config, kv_dtype, table, limit_bytes)
+    return planner.plan(planner.estimated_temp_bytes())
+
+
 def _of_all(group: Group | None, topic: str, value: int | None) -> list[int]:
     """Every process's value, without those that have none; of a process that is alone, its own."""
     values = [value] if group is None else group.exchange(topic, value)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sarathi_jax.cli.doctor import NEEDED, OPTIONAL, find_hints, find_lost_gpu, find_problems, release
+from sarathi_jax.cli.doctor_environment import NEEDED, OPTIONAL, find_hints, find_lost_gpu, find_problems, release
 from sarathi_jax.cli.main import main
 
 HEALTHY: dict[str, str | None] = {**dict.fromkeys(NEEDED, "1.0"), **dict.fromkeys(OPTIONAL), "jax": "0.11.2"}
