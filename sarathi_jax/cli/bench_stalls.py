@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sarathi_jax import __version__
-from sarathi_jax.cli.doctor import installed_version
+from sarathi_jax.cli.doctor_environment import installed_version
 from sarathi_jax.cli.model_options import add_model_arguments, engine_config
 from sarathi_jax.cli.options import Parser, UsageError
 from sarathi_jax.cli.stall_comparison import Comparison, Contest, compare
