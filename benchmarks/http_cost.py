@@ -1,0 +1,167 @@
+"""What HTTP costs: output tokens per second through the server's streams over the engine's alone, on the same cores, in one run.
+
+    python -m benchmarks.http_cost --output benchmarks/results/http_cost.json
+
+The demo model, `--streams` requests at a time, greedy, without an end of sequence. The sides take turns, `--repeats` times each after one warm-up, and the median
+counts. The client counts events and looks at nothing else; its own processor time, on the same cores, is a part of what HTTP costs here. Processor seconds per
+token of front, engine process and client come from the kernel's account of them.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from sarathi_jax import LLM, SamplingParams
+
+ENGINE = {"max_num_seqs": 16, "token_budget": 128}
+START_LIMIT_S = 300.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--streams", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    with served() as (port, server):
+        llm = LLM("demo", progress=False, **ENGINE)
+        runs: list[dict[str, Any]] = []
+        for _ in range(args.repeats + 1):
+            offline = offline_rate(llm, args.streams, args.tokens)
+            runs.append({"offline_tokens_per_s": offline, **http_run(server.pid, port, args.streams, args.tokens)})
+        llm.close()
+    report = summary(runs[1:], args)
+    if args.output is not None:
+        args.output.write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report))
+
+
+def summary(runs: list[dict[str, Any]], args: argparse.Namespace) -> dict[str, Any]:
+    medians = {name: round(statistics.median(run[name] for run in runs), 4) for name in runs[0]}
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "what": "tokens per second through HTTP streams, over the engine alone",
+        "http_over_offline": round(
+            statistics.median(run["http_tokens_per_s"] / run["offline_tokens_per_s"] for run in runs), 4
+        ),
+        **medians,
+        "runs": [{name: round(value, 4) for name, value in run.items()} for run in runs],
+        "streams": args.streams,
+        "tokens_each": args.tokens,
+        "num_cpus": os.cpu_count(),
+        "machine": platform.processor() or platform.machine(),
+        "load": os.getloadavg()[0],
+        "versions": {name: version(name) for name in ("jax", "fastapi", "uvicorn", "uvloop", "orjson", "msgspec")},
+        "commit": commit,
+    }
+
+
+def offline_rate(llm: LLM, num_streams: int, num_tokens: int) -> float:
+    params = SamplingParams(max_tokens=num_tokens, temperature=0.0, ignore_eos=True)
+    prompts = [f"story {place}: once" for place in range(num_streams)]
+    start_s = time.perf_counter()
+    llm.generate(prompts, params)
+    return num_streams * num_tokens / (time.perf_counter() - start_s)
+
+
+def http_run(front_pid: int, port: int, num_streams: int, num_tokens: int) -> dict[str, float]:
+    engine_pid = children(front_pid)[0]
+    before = [cpu_s(front_pid), cpu_s(engine_pid), time.process_time()]
+    start_s = time.perf_counter()
+    num_events = asyncio.run(all_streams(port, num_streams, num_tokens))
+    seconds = time.perf_counter() - start_s
+    after = [cpu_s(front_pid), cpu_s(engine_pid), time.process_time()]
+    num_total = num_streams * num_tokens
+    front, engine, client = ((late - early) / num_total * 1e6 for early, late in zip(before, after, strict=True))
+    return {
+        "http_tokens_per_s": num_total / seconds,
+        "events_per_token": num_events / num_total,
+        "front_cpu_us_per_token": front,
+        "engine_cpu_us_per_token": engine,
+        "client_cpu_us_per_token": client,
+    }
+
+
+async def all_streams(port: int, num_streams: int, num_tokens: int) -> int:
+    return sum(await asyncio.gather(*(one_stream(port, place, num_tokens) for place in range(num_streams))))
+
+
+async def one_stream(port: int, place: int, num_tokens: int) -> int:
+    """Reads one stream to its end. Returns: how many events it had."""
+    fields = {"temperature": 0, "ignore_eos": True, "stream": True, "max_tokens": num_tokens}
+    body = json.dumps({"model": "demo", "prompt": f"story {place}: once", **fields}).encode()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    writer.write(head.encode() + b"Connection: close\r\n\r\n" + body)
+    count, rest = 0, b""
+    while data := await reader.read(65536):
+        count += (rest + data).count(b"data: ") - rest.count(b"data: ")
+        rest = data[-8:]
+    writer.close()
+    return count
+
+
+def cpu_s(pid: int) -> float:
+    """Processor seconds of a process, all its threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def children(pid: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@contextmanager
+def served() -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    """A server in a process of its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in ENGINE.items()]
+    command = [
+        sys.executable,
+        "-m",
+        "sarathi_jax.cli.main",
+        "serve",
+        "demo",
+        f"--port={port}",
+        "--no-access-log",
+        *flags,
+    ]
+    server = subprocess.Popen(command)
+    try:
+        end_s = time.perf_counter() + START_LIMIT_S
+        while not is_ready(port):
+            if server.poll() is not None or time.perf_counter() > end_s:
+                raise SystemExit("the server has not started")
+            time.sleep(0.2)
+        yield port, server
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def is_ready(port: int) -> bool:
+    try:
+        return urllib.request.urlopen(f"http://127.0.0.1:{port}/ready").status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+if __name__ == "__main__":
+    main()
