@@ -14,16 +14,13 @@ from sarathi_jax.serve.errors import ApiError
 DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
 PING_EVERY_S = 15.0
+LOOK_EVERY_S = 1.0
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 def event(value: Mapping[str, Any]) -> bytes:
     """One event with a JSON object."""
     return b"data: " + orjson.dumps(value) + b"\n\n"
-
-
-class SlowReader(Exception):
-    """A client leaves what it gets unread."""
 
 
 class EventStream(Response):
@@ -42,58 +39,52 @@ class EventStream(Response):
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]
         self._chunks = chunks
-        self._close = close
-        self._sent_s = 0.0
         self._slow_reader_s = slow_reader_s
+        self._close = close
+        self._is_sending = False
+        self._sent_s = time.perf_counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        sending = asyncio.create_task(self._send_all(send))
+        tasks = [
+            asyncio.create_task(self._send_all(send)),
+            asyncio.create_task(self._look_after(send)),
+            asyncio.create_task(until_disconnect(receive)),
+        ]
         try:
-            await first_of(sending, receive)
-        except SlowReader:
-            scope["abort"]()  # what it has not read would keep the connection open
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            for task in tasks:
+                task.cancel()
             self._close()
+        if tasks[0].done():
+            tasks[0].result()
+        elif tasks[1].done():
+            scope["abort"]()  # what the client has not read would keep the connection open
 
     async def _send_all(self, send: Send) -> None:
-        pinging = asyncio.create_task(self._ping(send))
         try:
             async for chunk in self._chunks:
                 await self._send(send, chunk)
         except ApiError as error:
             await self._send(send, event(error.body))
-        finally:
-            pinging.cancel()
         await self._send(send, b"", more=False)
 
     async def _send(self, send: Send, chunk: bytes, *, more: bool = True) -> None:
-        """Raises: SlowReader if the client does not take it in time."""
-        self._sent_s = time.perf_counter()
-        try:
-            async with asyncio.timeout(self._slow_reader_s):
-                await send({"type": "http.response.body", "body": chunk, "more_body": more})
-        except TimeoutError as error:
-            raise SlowReader from error
+        self._is_sending, self._sent_s = True, time.perf_counter()
+        await send({"type": "http.response.body", "body": chunk, "more_body": more})
+        self._is_sending = False
 
-    async def _ping(self, send: Send) -> None:
-        """Through proxies that cut what is silent, and to clients that have gone without a word."""
+    async def _look_after(self, send: Send) -> None:
+        """Through proxies that cut what is silent, and to clients that have gone without a word. Ends when the client leaves unread what it was sent."""
         while True:
-            await asyncio.sleep(PING_EVERY_S)
-            if time.perf_counter() - self._sent_s >= PING_EVERY_S:
-                await send({"type": "http.response.body", "body": PING, "more_body": True})
-
-
-async def first_of(work: asyncio.Task[None], receive: Receive) -> None:
-    """Wait for the work; give it up if the client leaves."""
-    leaving = asyncio.create_task(until_disconnect(receive))
-    try:
-        await asyncio.wait([work, leaving], return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        leaving.cancel()
-        work.cancel()
-    if work.done() and not work.cancelled():
-        work.result()
+            await asyncio.sleep(min(LOOK_EVERY_S, self._slow_reader_s))
+            silent_s = time.perf_counter() - self._sent_s
+            if self._is_sending:
+                if silent_s > self._slow_reader_s:
+                    return
+            elif silent_s >= PING_EVERY_S:
+                await self._send(send, PING)
 
 
 async def until_disconnect(receive: Receive) -> None:
