@@ -38,9 +38,8 @@ MARGIN = 0.9
 STRETCH = 10.0
 CUT_OFF = 1.0
 PATIENCE = 10.0
-# Of a pipeline's bucket: time a token, over that of the largest one; how many times prompts have to fill a larger one in all microbatches; share of the slots.
+# Of a pipeline's bucket: time a token, over that of the largest one; share of the slots up to which a larger one may be taken.
 EFFICIENT = 1.08
-FILLED = 2.0
 ROOMY = 0.6
 LOOKAHEAD = 128  # of each class: those behind them wait until they are among the oldest
 MAX_CARRIED = 4  # TBT SLOs that one step may take of a slack that was earned
@@ -242,11 +241,12 @@ class SloPolicy:
         is_roomy = len(view.running) <= ROOMY * view.limits.max_num_seqs
         under_way = (request for request in view.under_way if request.is_prefilling)
         lengths = [request.num_tokens - request.num_computed_tokens for request in (*under_way, *prompts)]
-        num_filled = FILLED * view.limits.num_microbatches
+        num_microbatches = view.limits.num_microbatches
         balanced = [
             size
             for size in sizes
-            if size <= efficient or (is_roomy and sum(min(length, size) for length in lengths) >= num_filled * size)
+            if size <= efficient
+            or (is_roomy and sum(min(length, size) for length in lengths) >= num_microbatches * size)
         ]
         return balanced or sizes[:1]
 
