@@ -30,14 +30,14 @@ class Ticket:
 class Admission:
     """Counts requests and their prompts.
 
-    num_keys: keys that clients may come with. num_slots: requests that the engine runs at a time.
+    num_keys: keys that clients may come with. num_slots: requests that the engine runs at a time. refused: how many, by the error's code.
     """
 
     def __init__(self, config: ServeConfig, num_keys: int) -> None:
         self._config = config
         self._num_keys = num_keys
         self.num_slots = 0
-        self.num_refused = 0
+        self.refused = Counter[str]()
         self._num_open = 0
         self._num_tokens = 0
         self._by_key: Counter[str] = Counter()
@@ -96,6 +96,6 @@ class Admission:
         return self._refusal(503, "server_overloaded", f"The server is overloaded: {why}")
 
     def _refusal(self, status: int, code: str, message: str) -> ApiError:
-        self.num_refused += 1
+        self.refused[code] += 1
         after_s = self.retry_after_s()
         return ApiError(status, code, f"{message} Try again in {after_s} s.", headers={"Retry-After": str(after_s)})

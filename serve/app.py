@@ -11,7 +11,7 @@ from sarathi_jax.serve.completions import completions_router
 from sarathi_jax.serve.errors import add_error_handlers
 from sarathi_jax.serve.front import Front
 from sarathi_jax.serve.gate import Gate
-from sarathi_jax.serve.info_routes import info_router, probe_router, token_router
+from sarathi_jax.serve.info_routes import info_router, metrics_router, probe_router, token_router
 from sarathi_jax.serve.page import add_page
 from sarathi_jax.serve.steps_feed import steps_router
 
@@ -20,7 +20,15 @@ def make_app(front: Front, keys: Mapping[bytes, str]) -> ASGIApp:
     """The application, with the gate around it."""
     app = FastAPI(title="sarathi-jax", version=__version__, docs_url="/docs", redoc_url=None)
     add_error_handlers(app)
-    for router in (completions_router, chat_router, info_router, token_router, probe_router, steps_router):
+    for router in (
+        completions_router,
+        chat_router,
+        info_router,
+        token_router,
+        probe_router,
+        metrics_router,
+        steps_router,
+    ):
         app.include_router(router(front))
     add_page(app)
-    return Gate(app, front.config, keys)
+    return Gate(app, front.config, keys, front.metrics.visited)

@@ -18,6 +18,7 @@ from sarathi_jax.serve.generation import Generation, check
 from sarathi_jax.serve.latency import RecentLatency
 from sarathi_jax.serve.live_request import RequestSpec
 from sarathi_jax.serve.messages import EngineFacts
+from sarathi_jax.serve.metrics import Metrics
 from sarathi_jax.serve.prompts import Prompts
 from sarathi_jax.serve.sampling import SamplingReader, model_defaults
 from sarathi_jax.serve.schemas import SamplingBody
@@ -35,6 +36,7 @@ class Front:
         self.latency = RecentLatency()
         client.observers.append(self.latency)
         self.admission = Admission(config, len(keys))
+        self.metrics = Metrics(config.metrics_prefix, client, self.admission)
         self.created = int(time.time())
         self.is_draining = False
         self.token_texts = TokenTexts(None)
@@ -51,6 +53,7 @@ class Front:
         await self.client.ready.wait()
         facts = self.facts
         self.admission.num_slots = facts.limits.max_num_seqs * facts.num_replicas
+        self.metrics.begin(self.model_names[0])
 
     def close(self) -> None:
         if self._prompts is not None:

@@ -7,7 +7,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -51,12 +51,19 @@ def digest(key: str) -> bytes:
 
 
 class Gate:
-    """ASGI middleware. keys: digest -> name; none: everybody may come in."""
+    """ASGI middleware. keys: digest -> name; none: everybody may come in. visited: told of each request's scope, status and seconds."""
 
-    def __init__(self, app: ASGIApp, config: ServeConfig, keys: Mapping[bytes, str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        config: ServeConfig,
+        keys: Mapping[bytes, str],
+        visited: Callable[[Scope, int, float], None],
+    ) -> None:
         self._app = app
         self._config = config
         self._keys = dict(keys)
+        self._visited = visited
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -74,6 +81,7 @@ class Gate:
             await self._app(scope, body.receive, visit.send)
         finally:
             visit.log()
+            self._visited(scope, visit.status, visit.seconds)
 
     def _check(self, scope: Scope, headers: "Headers") -> None:
         """Raises: ApiError if the request can't come in."""
@@ -171,7 +179,7 @@ class Visit:
         self._scope = scope
         self._send = send
         self._has_log = has_log
-        self._status = 0
+        self.status = 0
         self._start_s = scope["arrival_s"] = time.perf_counter()
         asked = headers.get(b"x-request-id")
         self._name = asked if REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
@@ -180,11 +188,15 @@ class Visit:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self._status = message["status"]
+            self.status = message["status"]
             message["headers"] = [*message["headers"], (b"x-request-id", self._name.encode())]
             if self.closes:
                 message["headers"].append((b"connection", b"close"))
         await self._send(message)
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start_s
 
     def log(self) -> None:
         if self._has_log:
@@ -195,7 +207,7 @@ class Visit:
                 client,
                 self._scope["method"],
                 path,
-                self._status,
-                1e3 * (time.perf_counter() - self._start_s),
+                self.status,
+                1e3 * self.seconds,
                 self._name,
             )

@@ -54,6 +54,18 @@ def check_health(front: Front) -> None:
         raise ApiError(503, "engine_unavailable", message, headers={"Retry-After": "1"})
 
 
+def metrics_router(front: Front) -> APIRouter:
+    """GET /metrics."""
+    router = APIRouter()
+
+    @router.get("/metrics", summary="Counts and times, for Prometheus.")
+    async def metrics(request: Request) -> Response:
+        text, content_type = front.metrics.write(request.headers.get("accept", ""))
+        return Response(text, headers={"Content-Type": content_type})
+
+    return router
+
+
 def info_router(front: Front) -> APIRouter:
     """GET /v1/models, /version, /server_info."""
     router = APIRouter()

@@ -66,6 +66,11 @@ class LiveRequest:
     def num_tokens(self) -> int:
         return sum(map(len, self.token_ids))
 
+    @property
+    def last_token_s(self) -> float | None:
+        """On the machine's monotonic clock; None: there is none."""
+        return max(filter(None, self._last_s), default=None)
+
     def push(self, event: TokenEvent, now_s: float) -> float | None:
         """Take in what came. Returns: seconds since the sample's token before; None if this is its first one, or none came."""
         gap_s = None

@@ -17,6 +17,7 @@ from sarathi_jax.errors import ConfigError
 from sarathi_jax.serve.app import make_app
 from sarathi_jax.serve.config import ServeConfig
 from sarathi_jax.serve.engine_client import ENGINE_COMMAND, EngineClient
+from sarathi_jax.serve.event_loop import measure_lag
 from sarathi_jax.serve.front import Front
 from sarathi_jax.serve.gate import read_keys
 from sarathi_jax.serve.http_protocol import limited_protocol
@@ -132,6 +133,7 @@ class ServerRun:
         http = asyncio.create_task(server.serve(sockets=[self._listener]))
         preparing = asyncio.create_task(self._prepare(front))
         stopping = asyncio.create_task(self._stopping.wait())
+        lag = asyncio.create_task(measure_lag(front.metrics.lag))
         try:
             await _first_end(stopping, engine, preparing)
             front.is_draining = True
@@ -142,6 +144,7 @@ class ServerRun:
             await http
             preparing.cancel()
             stopping.cancel()
+            lag.cancel()
             await client.close()
             front.close()
         await engine

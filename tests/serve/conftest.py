@@ -71,6 +71,10 @@ class RunningServer:
         """Once: let requests end."""
         self._loop.call_soon_threadsafe(self.run.stop)
 
+    def run_in_loop(self, call: Callable[[], Any]) -> None:
+        """Have something run by the server's event loop."""
+        self._loop.call_soon_threadsafe(call)
+
     def join(self) -> None:
         self._thread.join(START_LIMIT_S)
         assert not self._thread.is_alive(), "the server has not ended"
