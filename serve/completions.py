@@ -128,7 +128,6 @@ class CompletionWriter:
             choice["prompt_logprobs"] = self._front.token_texts.prompt(
                 prompt_ids, piece.prompt_logprobs, body.prompt_logprobs
             )
-        self._offsets[index] += len(choice["text"])
         self._num_tokens[index] += len(token_ids)
         return choice
 
@@ -137,13 +136,11 @@ class CompletionWriter:
             return None
         given = [*(piece.prompt_logprobs or [])] if echoed_ids else []
         given += [None] * (len(echoed_ids) - len(given))  # a prompt of one token has none
-        return self._front.token_texts.completion(
-            [*echoed_ids, *token_ids],
-            [*given, *piece.logprobs[: len(token_ids)]],
-            self._body.logprobs,
-            self._offsets[piece.sample],
-            as_ids=bool(self._body.return_tokens_as_token_ids),
-        )
+        texts, all_ids, offset = self._front.token_texts, [*echoed_ids, *token_ids], self._offsets[piece.sample]
+        self._offsets[piece.sample] += sum(map(texts.num_chars, all_ids))
+        as_ids = bool(self._body.return_tokens_as_token_ids)
+        all_given = [*given, *piece.logprobs[: len(token_ids)]]
+        return texts.completion(all_ids, all_given, self._body.logprobs, offset, as_ids=as_ids)
 
     def _prompt_text(self, index: int) -> str:
         place = index // self._answer.num_samples

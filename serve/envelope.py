@@ -5,6 +5,8 @@ from typing import Any
 
 import orjson
 
+from sarathi_jax.serve.sse import one_line
+
 
 class Envelope:
     """kind: OpenAI's name of the object. with_usage: whether every chunk has a field for it."""
@@ -23,9 +25,9 @@ class Envelope:
     ) -> bytes:
         """One server-sent event."""
         if usage is None and more is None:
-            return b"".join((self._prefix, orjson.dumps(choices), self._suffix))
-        rest = orjson.dumps({"usage": usage, **(more or {})})
-        return b"".join((self._prefix, orjson.dumps(choices), b",", rest[1:], b"\n\n"))
+            return b"".join((self._prefix, one_line(choices), self._suffix))
+        rest = one_line({"usage": usage, **(more or {})})
+        return b"".join((self._prefix, one_line(choices), b",", rest[1:], b"\n\n"))
 
     def body(self, choices: Sequence[Mapping[str, Any]], usage: Mapping[str, Any], **more: Any) -> bytes:
         """The whole answer."""

@@ -18,9 +18,22 @@ LOOK_EVERY_S = 1.0
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
+# Characters that end a line for clients that split text in place of bytes, and that JSON does not escape.
+LINE_ENDS = {each.encode(): f"\\u{ord(each):04x}".encode() for each in "\x85\u2028\u2029"}
+
+
+def one_line(value: Any) -> bytes:
+    """JSON that no client takes for several lines."""
+    data = orjson.dumps(value)
+    for end, escaped in LINE_ENDS.items():
+        if end in data:
+            data = data.replace(end, escaped)
+    return data
+
+
 def event(value: Mapping[str, Any]) -> bytes:
     """One event with a JSON object."""
-    return b"data: " + orjson.dumps(value) + b"\n\n"
+    return b"data: " + one_line(value) + b"\n\n"
 
 
 class EventStream(Response):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 from sarathi_jax.outputs import TokenLogprobs
@@ -25,6 +26,10 @@ class TokenTexts:
         special = self._special.get(token_id)
         return self._bytes(token_id) if special is None else special.encode()
 
+    def num_chars(self, token_id: int) -> int:
+        """Of a token's text by itself; special tokens are not in a text."""
+        return len(self._bytes(token_id).decode(errors="replace"))
+
     def chat(self, token_ids: Sequence[int], given: Sequence[TokenLogprobs], *, as_ids: bool) -> dict[str, Any]:
         """Of chat completions: {"content": [{token, logprob, bytes, top_logprobs}], "refusal"}."""
         content = [
@@ -45,7 +50,7 @@ class TokenTexts:
         *,
         as_ids: bool,
     ) -> dict[str, Any]:
-        """Of completions. given: None for a prompt's first token. text_offset: characters of text before the first token."""
+        """Of completions. given: None for a prompt's first token. text_offset: characters of all tokens before the first of these."""
         tokens = [self.text(token_id, as_ids=as_ids) for token_id in token_ids]
         tops: list[dict[str, float] | None] = []
         for token, each in zip(tokens, given, strict=True):
@@ -55,14 +60,12 @@ class TokenTexts:
             # The most probable ones first; the drawn one comes besides where it is none of them.
             top = {self.text(top_id, as_ids=as_ids): finite(value) for top_id, value in each.top[:num_top]}
             tops.append({**top, **({} if token in top else {token: finite(each.logprob)})})
-        offsets = [text_offset]
-        for token_id in token_ids[:-1]:
-            offsets.append(offsets[-1] + len(self.text(token_id)))
+        offsets = accumulate((self.num_chars(token_id) for token_id in token_ids), initial=text_offset)
         return {
             "tokens": tokens,
             "token_logprobs": [None if each is None else finite(each.logprob) for each in given],
             "top_logprobs": tops,
-            "text_offset": offsets[: len(tokens)],
+            "text_offset": list(offsets)[:-1],
         }
 
     def prompt(
