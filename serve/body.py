@@ -12,7 +12,8 @@ from pydantic import BaseModel, ValidationError
 from sarathi_jax.serve.errors import ApiError, of_validation_error
 
 MAX_DEPTH = 64
-MAX_KEYS = 100_000
+MAX_KEYS = 10_000  # of one object
+MAX_MARKS = 500_000  # brackets and colons: what is many times its own size, when it is parsed
 INLINE_BYTES = 16_384  # what is longer is parsed in a thread, so that the event loop stays free
 
 
@@ -37,6 +38,8 @@ def parse_body[M: BaseModel](data: bytes, model: type[M]) -> M:
 
 def parse_json(data: bytes) -> Any:
     """Raises: ApiError if this is not JSON as RFC 8259 has it, or nests too deeply."""
+    if sum(data.count(mark) for mark in (b"[", b"{", b":")) > MAX_MARKS:
+        raise _invalid(f"must have at most {MAX_MARKS} brackets and colons")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:

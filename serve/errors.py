@@ -5,6 +5,7 @@
 
 import logging
 import re
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -100,7 +101,10 @@ _BOUNDS = {
     "less_than_equal": "above_max_value",
 }
 # What pydantic puts into a place to say which member of a union it tried.
-_UNION_MEMBER = re.compile(r"[a-z]+\[|^(str|int|float|bool|function-|constrained-|lax-|json-)|[A-Z]\w+$")
+_UNION_MEMBER = re.compile(r"[a-z]+\[.*|str|int|float|bool|(function|constrained|lax|json)-.*|[A-Z]\w+", re.DOTALL)
+
+
+_short = reprlib.Repr(maxstring=80)  # of a client's value, however large
 
 
 def of_validation_error(error: ValidationError) -> ApiError:
@@ -119,13 +123,13 @@ def of_validation_error(error: ValidationError) -> ApiError:
 
 
 def _depth(place: tuple[int | str, ...]) -> int:
-    return len([part for part in place if not (isinstance(part, str) and _UNION_MEMBER.search(part))])
+    return len([part for part in place if not (isinstance(part, str) and _UNION_MEMBER.fullmatch(part))])
 
 
 def _got(kind: str, got: object) -> str:
     if kind in ("missing", "extra_forbidden"):
         return "."
-    text = ascii(got)
+    text = _short.repr(got).encode("ascii", "backslashreplace").decode()
     return f", got {text if len(text) <= 80 else text[:77] + '...'}."
 
 
@@ -135,7 +139,7 @@ def param_name(place: tuple[int | str, ...]) -> str | None:
     for part in place:
         if isinstance(part, int):
             name += f"[{part}]"
-        elif not _UNION_MEMBER.search(part):
+        elif not _UNION_MEMBER.fullmatch(part):
             name += f".{part}" if name else part
     return name[:200] or None
 

@@ -42,7 +42,7 @@ def _check_ids(token_ids: Sequence[int], vocab_size: int, name: str, param: str)
         raise RequestError(
             f"{name} token ids must be between 0 and {vocab_size - 1} (the vocabulary has {vocab_size}), got {token_id} at "
             f"position {position}. Tokenize with this model's tokenizer.",
-            param=param,
+            param=f"{param}[{position}]",
         )
 
 
