@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from sarathi_jax.scheduling.scheduler import Scheduler
 from sarathi_jax.sharding.mesh import make_mesh, replica_meshes
 from sarathi_jax.sharding.model_state import abstract_model
 from sarathi_jax.sharding.rules import MEGATRON, REPLICATED, SEQUENCE, Rules
+from sarathi_jax.structured import StructuredOutput
 
 VOCAB, MAX_LEN, NUM_NEW = 64, 64, 10
 # Two float32 programs differ by less than a tenth of this in these models.
@@ -170,6 +171,30 @@ class FailingRunner:
         self.runner.close()
 
 
+@dataclass
+class Residues:
+    """Allows, at each place, tokens with one remainder by 5."""
+
+    number: int
+    num_taken: int = 0
+    is_ended: bool = False
+
+    def _is_allowed(self, token_id: int) -> bool:
+        return token_id % 5 == (self.number + self.num_taken) % 5
+
+    def mask(self) -> np.ndarray:
+        bits = np.array([self._is_allowed(token_id) for token_id in range(VOCAB)])
+        return np.packbits(bits, bitorder="little").view(np.uint32)
+
+    def accept(self, token_id: int) -> bool:
+        assert self._is_allowed(token_id)
+        self.num_taken += 1
+        return True
+
+    def copy(self) -> "Residues":
+        return Residues(self.number, self.num_taken)
+
+
 @dataclass(frozen=True)
 class MeshRun:
     """What an engine on a mesh gave: tokens of each prompt, and how it went."""
@@ -198,9 +223,10 @@ def run_on_mesh(
     *,
     variants: Sequence[Variant] = (Variant.GREEDY,),
     failing: set[int] | None = None,
+    is_constrained: bool = False,
     **options: Any,
 ) -> MeshRun:
-    """All prompts twice, on an engine with preemptions and a prefix cache. failing: numbers of steps that fail."""
+    """All prompts twice, on an engine with preemptions and a prefix cache. failing: numbers of steps that fail. is_constrained: whether every other request is."""
     meshes = replica_meshes(make_mesh(mesh))
     engines = [_make_engine(folder, each, rules, variants, place) for place, each in enumerate(meshes)]
     for each in engines:
@@ -209,7 +235,13 @@ def run_on_mesh(
             executor.runner = FailingRunner(executor.runner, failing)
     engine = engines[0] if len(engines) == 1 else EngineReplicas(engines)
     params = SamplingParams(max_tokens=NUM_NEW, temperature=0.0, ignore_eos=True, **options)
-    request_ids = [engine.add_request(prompt, params) for prompt in PROMPTS * 2]
+    bound = replace(params, ignore_eos=False, structured=StructuredOutput(regex="any"))
+    request_ids = [
+        engine.add_request(prompt, bound, constraint=Residues(place))
+        if is_constrained and place % 2
+        else engine.add_request(prompt, params)
+        for place, prompt in enumerate(PROMPTS * 2)
+    ]
     outputs: dict[str, RequestOutput] = {}
     max_in_flight = 0
     while engine.has_unfinished:
@@ -316,6 +348,17 @@ def test_penalties_and_logprobs_go_through_a_pipeline(make_family: Callable[[str
         assert [each and each.logprob for each in other.prompt_logprobs or []] == pytest.approx(
             [each and each.logprob for each in one.prompt_logprobs or []], abs=1e-4
         )
+
+
+def test_masks_go_through_a_pipeline(make_family: Callable[[str], FamilyModel]) -> None:
+    """They are set when a request's step enters, and read when it has come to the last stage; those without one keep a step of each stage under way."""
+    model = make_family("llama")
+    options: dict[str, Any] = {"variants": (Variant.FULL,), "repetition_penalty": 1.3, "is_constrained": True}
+    plain, piped = run_on_mesh(model.folder, {}, **options), run_on_mesh(model.folder, {"stage": 4}, **options)
+    assert piped.tokens == plain.tokens
+    assert {output.outputs[0].finish_reason for output in piped.outputs} == {"length"}
+    assert piped.num_preemptions > 0
+    assert piped.max_in_flight >= 3
 
 
 @pytest.mark.parametrize("mesh", [{"stage": 2}, {"data": 2, "stage": 2}], ids=["stage 2", "data 2 x stage 2"])
