@@ -1,8 +1,10 @@
 """Structures from strangers: over a limit, of no meaning, never satisfied, or expensive. Each costs one clear error within its limits, or is harmless."""
 
 import json
+import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -209,3 +211,28 @@ def test_a_grammar_that_takes_too_much_memory_ends_its_process_alone(tokenizer: 
         small.check(large)
     small.check(StructuredOutput(regex="ab"))
     small.close()
+
+
+def test_many_structures_leave_neither_memory_nor_files_behind(checker: GrammarChecker, factory: Any):
+    """Seven hundred of them, checked and compiled: what a server sees of a client that never sends the same twice."""
+
+    def resident_kib(process: str) -> int:
+        status = Path(f"/proc/{process}/status").read_text()
+        return int(re.findall(r"VmRSS:\s+(\d+)", status)[0])
+
+    def send(numbers: range) -> None:
+        for number in numbers:
+            structured = StructuredOutput(
+                json_schema={"type": "object", "properties": {f"p{number}": {"type": "string"}}}
+            )
+            checker.check(structured)
+            factory.make(structured)
+
+    send(range(300))  # fills what is kept
+    worker = str(checker._process.process_id)
+    before = resident_kib("self"), resident_kib(worker)
+    send(range(300, 1000))
+    after = resident_kib("self"), resident_kib(worker)
+    assert after[0] - before[0] < 8 * 1024
+    assert after[1] - before[1] < 8 * 1024
+    assert str(checker._process.process_id) == worker
