@@ -15,7 +15,10 @@ const LANE_GAP = 2; // empty steps between two requests in one lane
  *   preempted, ended: indices of steps
  */
 
-/** Steps have an index of their own here, which goes on where the engine's numbers begin anew. */
+/**
+ * Steps have an index of their own here, which goes on where the engine's numbers begin anew. One that comes without its rows, because
+ * it was under way when somebody began to watch, is a gap like any other.
+ */
 export class History {
   constructor() {
     /** @type {SeenStep[]} */
@@ -60,7 +63,8 @@ export class History {
     const index = this.end;
     const replica = step.replica ?? 0;
     const last = this.newest.get(replica);
-    const follows = last !== undefined && step.step === last.step + 1;
+    const isKnown = step.rows.length > 0 || step.decode_tokens + step.prefill_tokens === 0;
+    const follows = isKnown && last !== undefined && step.step === last.step + 1;
     if (last && !follows) this.interrupt();
     const turn = follows ? last.turn + 1 : 0;
     this.newest.set(replica, { step: step.step, turn });

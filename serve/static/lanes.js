@@ -34,7 +34,8 @@ export function labelLanes(scene) {
   for (const track of newest) if (track) labelLane(scene, track);
 }
 
-const middle = (layout, lane) => layout.lanes + (lane + 0.5) * layout.lane;
+/** In the middle of a row of pixels, so that lines are crisp. */
+const middle = (layout, lane) => Math.floor(layout.lanes + (lane + 0.5) * layout.lane) + 0.5;
 
 /** Those in sight and the one before, from which the line comes. @param {Track} track */
 function visibleChunks(track, { first, last }) {
@@ -172,7 +173,7 @@ function labelLane({ c, layout, colours, font }, track) {
 
 function line({ c }, left, right, y) {
   c.beginPath();
-  c.moveTo(left, Math.round(y) + 0.5);
-  c.lineTo(right, Math.round(y) + 0.5);
+  c.moveTo(left, y);
+  c.lineTo(right, y);
   c.stroke();
 }

@@ -139,6 +139,7 @@ export class Picture {
     c.fillRect(left, bottom - decode, width, decode);
     c.fillStyle = this.colours.prefill;
     let top = bottom - decode;
+    if (!step.rows.length) c.fillRect(left, bottom - used, width, used - decode); // its rows were not told
     for (const row of step.rows) {
       if (!row[3]) continue;
       const height = row[2] * scale;

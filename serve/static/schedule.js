@@ -87,7 +87,6 @@ class Schedule {
   }
 
   lost(error, pauseS) {
-    this.history.interrupt();
     showState("lost", `${error.message} The next try is in ${pauseS < 1 ? "half a second" : many(pauseS, "second")}.`);
   }
 
@@ -156,7 +155,7 @@ class Schedule {
     if (!this.history.steps.length) return;
     this.pause(true);
     this.chosen = Math.max(this.history.first, Math.min(this.history.end - 1, index));
-    if (this.chosen >= this.right) this.right = this.chosen + 1;
+    if (this.chosen + 1 > this.right) this.right = this.chosen + 1;
     if (this.chosen < this.right - this.capacity) this.right = this.chosen + this.capacity;
     this.changed();
   }

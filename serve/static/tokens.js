@@ -34,6 +34,15 @@ export class TokenLine {
     return span;
   }
 
+  /** Tokens that are not in the answer's text stand back: the one that ends it, say. @param {number} length of the text */
+  markOutside(length) {
+    let before = 0;
+    this.tokens.forEach((token, position) => {
+      this.holder.children[position].classList.toggle("outside", before >= length && token.text !== "");
+      before += token.text.length;
+    });
+  }
+
   point(target) {
     const span = target.closest?.(".token");
     if (span) showCard(span, this.tokens[Number(span.dataset.position)]);

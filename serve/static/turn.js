@@ -45,6 +45,7 @@ export class AnswerTurn {
       this.line = new TokenLine(holder);
     }
     this.line.update(this.answer.tokens);
+    if (this.answer.finish) this.line.markOutside(this.answer.text.length);
   }
 
   show(kind, content) {
@@ -94,7 +95,9 @@ function cached(usage) {
 function aboutTiming(timing) {
   const facts = [];
   if (Number.isFinite(timing.queue_s)) facts.push(`${duration(timing.queue_s)} queued`);
-  if (Number.isFinite(timing.prefill_s)) facts.push(`${duration(timing.prefill_s)} reading the prompt`);
+  if (Number.isFinite(timing.prefill_s)) facts.push(`${duration(timing.prefill_s)} prefill`);
+  if (timing.num_preemptions) facts.push(`preempted ${many(timing.num_preemptions, "time")}`);
+  if (timing.num_engine_restarts) facts.push(`went on after ${many(timing.num_engine_restarts, "restart")} of the engine`);
   const stalls = timing.stalls ?? [];
   const causes = [...new Set(stalls.map((stall) => stall.cause).filter((cause) => typeof cause === "string"))];
   if (timing.stalls) facts.push(stalls.length ? `${many(stalls.length, "late token")}${causes.length ? ` (${causes.join(", ")})` : ""}` : "no late tokens");

@@ -239,18 +239,15 @@ async def completion(engine: MockEngine, body: dict, text: str) -> AsyncIterator
             }
             yield sse({**head, "choices": [choice]})
         reason = "stop" if request.max_tokens == len(pieces) else "length"
-        yield sse({**head, "choices": [{"index": 0, "delta": {}, "finish_reason": reason}]})
+        last = {"content": [logprob("<|end|>", rng)] if reason == "stop" else []}
+        yield sse({**head, "choices": [{"index": 0, "delta": {}, "logprobs": last, "finish_reason": reason}]})
         usage = {
             "prompt_tokens": prompt,
             "completion_tokens": request.out,
             "total_tokens": prompt + request.out,
             "prompt_tokens_details": {"cached_tokens": 0},
         }
-        timing = {
-            "queue_s": 0.012,
-            "prefill_s": request.times[0] - request.arrival,
-            "stalls": [{"cause": "prefill", "seconds": 0.041}],
-        }
+        timing = {"queue_s": 0.012, "prefill_s": request.times[0] - request.arrival, "num_preemptions": 1}
         yield sse({**head, "choices": [], "usage": usage, "timing": timing})
         yield "data: [DONE]\n\n"
     finally:

@@ -18,16 +18,18 @@ def ask(page: "Page", text: str) -> None:
 
 def test_an_answer_streams_and_says_what_it_took(mock: Any, open_page: Callable) -> None:
     page = open_page(mock.url)
-    ask(page, "echo one two three four five six")
+    text = " ".join(["one", "two", "three", "four"] * 25)
+    ask(page, f"echo {text}")
     page.wait_for_selector(".answer.streaming .text:has-text('one')")
     page.wait_for_selector(ANSWERED)
-    assert page.inner_text(".answer .text") == "one two three four five six"
+    assert page.inner_text(".answer .text") == text
     facts = page.inner_text(".answer .facts")
-    assert "6 tokens" in facts.replace("\n", " ")
+    assert "100 tokens" in facts.replace("\n", " ")
     assert "to the first" in facts
     assert "tokens/s" in facts
     assert "12 ms queued" in facts
-    assert page.text_content("#announcer") == "The model says: one two three four five six"
+    assert "preempted 1 time" in facts
+    assert page.text_content("#announcer") == f"The model says: {text}"
 
 
 def test_the_request_has_what_was_set_and_the_conversation_goes_on(mock: Any, open_page: Callable) -> None:
@@ -56,7 +58,7 @@ def test_the_request_has_what_was_set_and_the_conversation_goes_on(mock: Any, op
 @pytest.mark.parametrize("how", ["button", "Escape"])
 def test_an_answer_can_be_stopped(mock: Any, open_page: Callable, how: str) -> None:
     page = open_page(mock.url)
-    ask(page, "echo " + "word " * 400)
+    ask(page, "echo " + "word " * 390)
     page.wait_for_selector(".answer .text:has-text('word word')")
     assert mock.requests() == 1
     page.click("#stop") if how == "button" else page.keyboard.press("Escape")
@@ -81,12 +83,21 @@ def test_text_stays_text_and_markdown_loads_nothing(mock: Any, open_page: Callab
     assert "**bold**" in page.inner_text(".answer .text")
 
 
+def test_the_token_that_ends_an_answer_stands_back(mock: Any, open_page: Callable) -> None:
+    page = open_page(mock.url)
+    page.get_by_label("Colour tokens").check()
+    ask(page, "echo red green")
+    page.wait_for_selector(ANSWERED)
+    assert page.locator(".token.outside").all_inner_texts() == ["<|end|>"]
+    assert page.inner_text("#announcer") == "The model says: red green"
+
+
 def test_tokens_have_colours_and_a_card(mock: Any, open_page: Callable) -> None:
     page = open_page(mock.url)
     page.get_by_label("Colour tokens").check()
     ask(page, "echo red green blue")
     page.wait_for_selector(ANSWERED)
-    tokens = page.locator(".token")
+    tokens = page.locator(".token:not(.outside)")
     assert [text.strip() for text in tokens.all_inner_texts()] == ["red", "green", "blue"]
     tokens.nth(1).hover()
     card = page.locator("#token-card")
@@ -100,6 +111,7 @@ def test_tokens_have_colours_and_a_card(mock: Any, open_page: Callable) -> None:
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
     assert "␣blue" in card.inner_text()
+    assert page.locator(".token[tabindex='0']").all_inner_texts() == [" blue"]  # one stop for Tab, where one was last
 
 
 def test_an_error_is_shown_as_the_server_words_it(mock: Any, open_page: Callable, watched: Any) -> None:
