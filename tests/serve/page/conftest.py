@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,13 @@ class Mock:
         """How many requests the scheduler has, running or waiting."""
         with urllib.request.urlopen(f"{self.url}mock/requests") as response:
             return int(response.read())
+
+    def wait_until_left(self) -> None:
+        """Until it has no request any more. Its answers are longer than this waits, so the page has to have closed them."""
+        deadline = time.monotonic() + 4
+        while self.requests():
+            assert time.monotonic() < deadline, "a request was not closed"
+            time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")

@@ -64,8 +64,7 @@ def test_an_answer_can_be_stopped(mock: Any, open_page: Callable, how: str) -> N
     page.click("#stop") if how == "button" else page.keyboard.press("Escape")
     page.wait_for_selector(".answer .facts:has-text('stopped')")
     assert page.is_visible("#send")
-    page.wait_for_timeout(250)  # within which pages of a request that was left must be free
-    assert mock.requests() == 0
+    mock.wait_until_left()
 
 
 def test_text_stays_text_and_markdown_loads_nothing(mock: Any, open_page: Callable) -> None:
