@@ -131,7 +131,6 @@ class Front:
                     cache_salt=f"{tenant}/{body.cache_salt or ''}",
                     slo_class=body.slo_class or "interactive",
                     client=tenant,
-                    priority=body.priority or 0,
                 ),
                 self.facts.limits,
                 self.facts.eos_token_ids,

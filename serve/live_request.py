@@ -20,7 +20,6 @@ class RequestSpec(NamedTuple):
     cache_salt: str = ""
     slo_class: str = "interactive"
     client: str = ""
-    priority: int = 0
 
 
 class Lost(NamedTuple):
@@ -133,7 +132,6 @@ class LiveRequest:
             cache_salt=spec.cache_salt,
             slo_class=spec.slo_class,
             client=spec.client,
-            priority=spec.priority,
             sample=sample,
             output_token_ids=output_token_ids,
         )
