@@ -92,11 +92,11 @@ class Front:
         return self.admission.enter(key_of(request))
 
     def check_ready(self) -> None:
-        """Raises: ApiError 503 while there is no engine to serve with. A restart is short: requests wait for it."""
+        """Raises: ApiError 503 while there is no engine to serve with: another server may have one."""
         if self.is_draining:
             message = "The server is shutting down."
             raise ApiError(503, "server_shutting_down", message, headers={"Retry-After": "5", "Connection": "close"})
-        if self.client.state not in ("ready", "restarting") or self._reader is None:
+        if self.client.state != "ready" or self._reader is None:
             message = f"The engine is not available ({self.client.state}). Try again in a moment."
             raise ApiError(503, "engine_unavailable", message, headers={"Retry-After": "2"})
 

@@ -76,6 +76,7 @@ class Watcher:
             "max_num_seqs": limits.max_num_seqs,
             "max_model_len": limits.max_model_len,
             "page_size": limits.page_size,
+            "stages": limits.num_microbatches,
             "num_pages": limits.num_pages * facts.num_replicas,
             "tbt_slo_ms": facts.tbt_slo_ms,
             "device": ", ".join(sorted(set(facts.devices))),
