@@ -55,6 +55,8 @@ def parse_json(data: bytes) -> Any:
     except ValueError as error:
         raise _invalid(f"can't be parsed: {str(error)[:200]}") from error
     _check_depth(value)
+    if b"\\ud" in data or b"\\uD" in data:
+        _check_unicode(value)
     return value
 
 
@@ -89,6 +91,14 @@ def _check_depth(value: Any) -> None:
         if depth > MAX_DEPTH:
             raise _invalid(f"must nest at most {MAX_DEPTH} levels")
         level = [item for each in level for item in _items(each) if isinstance(item, dict | list)]
+
+
+def _check_unicode(value: Any) -> None:
+    """JSON can spell half a surrogate pair, which no text has."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise _invalid("must be Unicode, got half a surrogate pair") from error
 
 
 def _items(value: dict[str, Any] | list[Any]) -> Iterable[Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 from fastapi import FastAPI, Request
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -92,6 +93,7 @@ _CODES = {
     "string_pattern_mismatch": "invalid_value",
     "string_too_short": "invalid_value",
     "union_tag_invalid": "unsupported_value",
+    "unsupported_value": "unsupported_value",
     "union_tag_not_found": "invalid_value",
 }
 _BOUNDS = {
@@ -109,7 +111,7 @@ _short = reprlib.Repr(maxstring=80)  # of a client's value, however large
 
 def of_validation_error(error: ValidationError) -> ApiError:
     """The first thing that is wrong with a body."""
-    details = max(error.errors(include_url=False, include_context=True), key=lambda each: _depth(each["loc"]))
+    details = max(error.errors(include_url=False, include_context=True), key=_telling)
     kind, got = details["type"], details.get("input")
     if kind in _BOUNDS:
         bound = (details.get("ctx") or {}).get("ge", (details.get("ctx") or {}).get("le"))
@@ -122,8 +124,11 @@ def of_validation_error(error: ValidationError) -> ApiError:
     return ApiError(400, code, f"{text}{_got(kind, got)}", param=param)
 
 
-def _depth(place: tuple[int | str, ...]) -> int:
-    return len([part for part in place if not (isinstance(part, str) and _UNION_MEMBER.fullmatch(part))])
+def _telling(details: ErrorDetails) -> tuple[bool, int, list[int]]:
+    """How much an error says. Each member of a union has one: that of the member which was meant is no wrong type, or lies deepest, or comes last."""
+    place = details["loc"]
+    depth = len([part for part in place if not (isinstance(part, str) and _UNION_MEMBER.fullmatch(part))])
+    return not details["type"].endswith("_type"), depth, [part for part in place if isinstance(part, int)]
 
 
 def _got(kind: str, got: object) -> str:

@@ -4,11 +4,13 @@ import asyncio
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from fastapi import Request
 
 from sarathi_jax.sampling_params import SamplingParams
+from sarathi_jax.scheduling.limits import SchedulerLimits
 from sarathi_jax.serve.admission import Admission, Ticket
 from sarathi_jax.serve.answer import Answer
 from sarathi_jax.serve.config import ServeConfig
@@ -69,6 +71,14 @@ class Front:
         return self.client.facts
 
     @property
+    def limits(self) -> SchedulerLimits:
+        """The engine's, with the tokenizer's ids alone: those beyond are padding of the model's tables, and mean nothing."""
+        limits, tokenizer = self.facts.limits, self.prompts.tokenizer
+        if tokenizer is None or tokenizer.vocab_size >= limits.vocab_size:
+            return limits
+        return replace(limits, vocab_size=tokenizer.vocab_size)
+
+    @property
     def prompts(self) -> Prompts:
         assert self._prompts is not None, "the model has been found"
         return self._prompts
@@ -120,7 +130,7 @@ class Front:
         deadline_s = arrival_s + self._seconds(request, body)
         if time.perf_counter() >= deadline_s:
             raise ApiError(504, "deadline_exceeded", "The request's deadline has passed before it could begin.")
-        tenant = key_of(request)
+        tenant, limits = key_of(request), self.limits
         specs = [
             check(
                 RequestSpec(
@@ -132,7 +142,7 @@ class Front:
                     slo_class=body.slo_class or "interactive",
                     client=tenant,
                 ),
-                self.facts.limits,
+                limits,
                 self.facts.eos_token_ids,
             )
             for token_ids in prompts

@@ -173,7 +173,7 @@ def token_router(front: Front) -> APIRouter:
             body = await read_body(request, DetokenizeBody)
             if body.model is not None:
                 front.check_model(body.model)
-            vocab_size = front.facts.limits.vocab_size
+            vocab_size = front.limits.vocab_size
             if any(token_id >= vocab_size for token_id in body.tokens):
                 message = f"tokens must be below {vocab_size}, got {max(body.tokens)}."
                 raise ApiError(400, "invalid_value", message, param="tokens")

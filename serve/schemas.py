@@ -5,7 +5,8 @@ Ranges that depend on the model are checked where all requests are (`scheduling.
 
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from sarathi_jax.sampling_params import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, MAX_TOP_LOGPROBS
 
@@ -119,8 +120,14 @@ class CompletionBody(SamplingBody):
         return self
 
 
+def check_part_type(value: object) -> object:
+    if isinstance(value, str) and value != "text":
+        raise PydanticCustomError("unsupported_value", "Input should be 'text': this model reads nothing else")
+    return value
+
+
 class TextPart(Body):
-    type: Literal["text"]
+    type: Annotated[Literal["text"], BeforeValidator(check_part_type)]
     text: str
 
 

@@ -39,7 +39,17 @@ DEFAULTS: dict[str, Any] = {
     "hangs_at_step": 0,
     "dies_at_step": 0,
     "nan_prompt": "",
+    "vocab_padding": 0,
+    "preempt_every_steps": None,
+    "says": "",
+    "folder": "",
 }
+SIZES = ("max_num_seqs", "token_budget", "max_model_len", "num_pages", "page_size", "preempt_every_steps")
+
+
+def folder_of(options: dict[str, Any]) -> Path:
+    """Where the tokenizer and the chat template are."""
+    return Path(options["folder"]) if options["folder"] else FOLDER
 
 
 @dataclass(frozen=True)
@@ -75,6 +85,7 @@ class FakeDevice:
             if tokenizer.token_bytes(token_id) and token_id not in tokenizer.special_texts
         ]
         self._nan_ids = tokenizer.encode(options["nan_prompt"]) if options["nan_prompt"] else None
+        self._says_ids = tokenizer.encode(options["says"], add_special_tokens=False)
         self._history: dict[int, list[int]] = {}
         self._free_s = 0.0
         self._num_steps = 0
@@ -116,11 +127,15 @@ class FakeDevice:
             history[row.start :] = row.token_ids
         if not row.does_sample:
             return 0
-        token_id = self._next_token(history[:end], 0 if row.sampling.is_greedy else row.seed)
+        token_id = self._next_token(history[:end], row)
         history[end:] = [token_id]
         return token_id
 
-    def _next_token(self, token_ids: Sequence[int], seed: int) -> int:
+    def _next_token(self, token_ids: Sequence[int], row: ScheduledRow) -> int:
+        if self._says_ids:
+            place = len(token_ids) - row.num_prompt_tokens
+            return self._says_ids[place] if place < len(self._says_ids) else self._eos_token_id
+        seed = 0 if row.sampling.is_greedy else row.seed
         data = json.dumps(list(token_ids)).encode() + seed.to_bytes(8, "little")
         number = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
         return self._eos_token_id if number % 61 == 0 else self._texts[number % len(self._texts)]
@@ -141,11 +156,11 @@ class FakeStarted:
     """What `Session` needs of a started engine."""
 
     def __init__(self, options: dict[str, Any]) -> None:
-        tokenizer = Tokenizer.from_folder(FOLDER)
+        tokenizer = Tokenizer.from_folder(folder_of(options))
         eos_token_id = tokenizer.eos_token_id
         assert eos_token_id is not None
-        sizes = ("max_num_seqs", "token_budget", "max_model_len", "num_pages", "page_size")
-        scheduler = Scheduler("sarathi", vocab_size=tokenizer.vocab_size, **{name: options[name] for name in sizes})
+        vocab_size = tokenizer.vocab_size + options["vocab_padding"]
+        scheduler = Scheduler("sarathi", vocab_size=vocab_size, **{name: options[name] for name in SIZES})
         executor = FakeDevice(options, tokenizer, eos_token_id)
         self.engine = Engine(
             scheduler, executor, WallClock(), is_overlapped=True, tokenizer=None, eos_token_ids=[eos_token_id]
@@ -180,7 +195,7 @@ def main(words: Sequence[str]) -> int:
         if options["dies_at_start"]:
             tell_end(link, options["dies_at_start"])
             return 2
-        link.send(Found(str(FOLDER)))
+        link.send(Found(str(folder_of(options))))
         time.sleep(options["start_s"])
         started = FakeStarted(options)
         link.send(Ready(started.facts))
