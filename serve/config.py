@@ -57,6 +57,7 @@ class ServeConfig:
     )
     access_log: bool = _field(True, "log a line for each request, without what was asked or answered")
     log_format: Literal["text", "json"] = _field("text", "of the log")
+    log_level: Literal["debug", "info", "warning", "error"] = _field("info", "least that the log has")
     log_stats_s: float = _field(
         10.0, "seconds between two lines on what the engine does, while it does anything; 0: none"
     )
@@ -85,6 +86,15 @@ class ServeConfig:
             "log_stats_s",
         ):
             _check(name, getattr(self, name), 0, 10**7, int | float)
+        for name, choices in (
+            ("generation_config", ("auto", "none")),
+            ("log_format", ("text", "json")),
+            ("log_level", ("debug", "info", "warning", "error")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ConfigError(
+                    f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}: choose one of these."
+                )
         if not self.metrics_prefix.isidentifier():
             raise ConfigError(
                 f"metrics_prefix must be letters, digits and underscores, got {self.metrics_prefix!r}: write sarathi_jax, or vllm."

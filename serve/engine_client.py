@@ -66,6 +66,7 @@ class EngineClient:
       progress: whether the process shows bars.
       step_timeout_s: silence, with work to do, after which a step hangs and the process is killed.
       max_restarts: in a minute; one more, and `run` raises.
+      log_format, log_level: of the process's log, as ServeConfig's.
       command: what the process runs, followed by the socket's path.
 
     facts: once it was ready. steps: the latest report. found: whoever wants to know the model's folder, once.
@@ -78,10 +79,12 @@ class EngineClient:
         progress: bool = False,
         step_timeout_s: float = 30.0,
         max_restarts: int = 5,
+        log_format: str = "text",
+        log_level: str = "info",
         command: Sequence[str] = ENGINE_COMMAND,
     ) -> None:
         self._command = tuple(command)
-        self._start = Start(dict(options), progress)
+        self._start = Start(dict(options), progress, log_format, log_level)
         self._step_timeout_s = step_timeout_s
         self._max_restarts = max_restarts
         self.state: EngineState = "starting"

@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sarathi_jax.config import EngineConfig
 from sarathi_jax.errors import EngineError, RequestError, SarathiError
@@ -21,6 +21,7 @@ from sarathi_jax.gpu_defaults import apply_defaults, import_jax_quietly
 from sarathi_jax.group.place import find_place
 from sarathi_jax.outputs import StreamEvent
 from sarathi_jax.serve.link import EngineLink, LinkError
+from sarathi_jax.serve.log import logging_to
 from sarathi_jax.serve.messages import (
     Abort,
     Add,
@@ -57,11 +58,12 @@ def main(path: str) -> int:
     link = EngineLink(path)
     try:
         start = next(message for message in iter_messages(link) if isinstance(message, Start))
-        started = start_engine(start, link)
-        try:
-            Session(started, link).run()
-        finally:
-            started.close()
+        with logging_to(*log_options(start)):
+            started = start_engine(start, link)
+            try:
+                Session(started, link).run()
+            finally:
+                started.close()
         return 0
     except LinkError:
         return 0  # nobody is left to tell
@@ -71,6 +73,11 @@ def main(path: str) -> int:
     except Exception as error:
         tell_end(link, f"a fault of the engine process: {error!r}")
         raise
+
+
+def log_options(start: Start) -> tuple[Any, Any]:
+    """Format and level of the engine's log, which says only what is wrong, unless it is asked for more."""
+    return start.log_format, "warning" if start.log_level == "info" else start.log_level
 
 
 def tell_end(link: EngineLink, message: str) -> None:

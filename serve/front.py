@@ -37,6 +37,7 @@ class Front:
         self.client = client
         self.latency = RecentLatency()
         client.observers.append(self.latency)
+        self.num_keys = len(keys)
         self.admission = Admission(config, len(keys))
         self.metrics = Metrics(config.metrics_prefix, client, self.admission)
         self.created = int(time.time())

@@ -200,14 +200,13 @@ class Visit:
 
     def log(self) -> None:
         if self._has_log:
-            client = (self._scope.get("client") or ("-",))[0]
-            path = ascii(self._scope["path"])[1:-1][:200]
-            access_logger.info(
-                "%s %s %s %d %.1f ms %s",
-                client,
-                self._scope["method"],
-                path,
-                self.status,
-                1e3 * self.seconds,
-                self._name,
-            )
+            said = {
+                "client": (self._scope.get("client") or ("-",))[0],
+                "method": self._scope["method"],
+                "path": ascii(self._scope["path"])[1:-1][:200],
+                "status": self.status,
+                "ms": round(1e3 * self.seconds, 1),
+                "request_id": self._name,
+            }
+            text = "%(client)s %(method)s %(path)s %(status)d %(ms).1f ms %(request_id)s"
+            access_logger.info(text, said, extra={"fields": said})

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sarathi_jax.serve.live_request import LiveRequest
@@ -26,6 +26,11 @@ class Window:
         while self._values and now_s - self._values[0][0] > WINDOW_S:
             self._values.popleft()
         return [value for _, value in self._values]
+
+    def rate(self, now_s: float) -> float:
+        """Their sum a second, since the first of them: a server that has just begun is not slow."""
+        values = self.values(now_s)
+        return sum(values) / max(now_s - self._values[0][0], 1.0) if values else 0.0
 
 
 class RecentLatency:
@@ -59,8 +64,8 @@ class RecentLatency:
         return {
             "ttft_s": percentiles(self._ttft_s.values(now_s)),
             "tbt_s": percentiles(self._tbt_s.values(now_s)),
-            "output_tokens_per_s": rate(self._output_tokens.values(now_s)),
-            "prompt_tokens_per_s": rate(self._prompt_tokens.values(now_s)),
+            "output_tokens_per_s": self._output_tokens.rate(now_s),
+            "prompt_tokens_per_s": self._prompt_tokens.rate(now_s),
             "prefix_hit_rate": self._num_hit_tokens / num_prompt_tokens if num_prompt_tokens else None,
         }
 
@@ -70,7 +75,3 @@ def percentiles(values: Sequence[float]) -> dict[str, float | None]:
     return {
         f"p{each}": ranked[min(len(ranked) * each // 100, len(ranked) - 1)] if ranked else None for each in PERCENTILES
     }
-
-
-def rate(values: Iterable[float]) -> float:
-    return sum(values) / WINDOW_S

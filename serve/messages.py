@@ -14,10 +14,12 @@ from sarathi_jax.scheduling.limits import SchedulerLimits
 
 
 class Start(Struct, frozen=True, tag="start"):
-    """options: EngineConfig's fields that are not at their defaults. progress: show bars."""
+    """options: EngineConfig's fields that are not at their defaults. progress: show bars. log_format, log_level: as ServeConfig's."""
 
     options: dict[str, Any]
     progress: bool
+    log_format: str = "text"
+    log_level: str = "info"
 
 
 class Add(Struct, frozen=True, tag="add", kw_only=True):

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 from sarathi_jax import __version__
 from sarathi_jax.serve.admission import Admission
 from sarathi_jax.serve.engine_client import EngineClient
+from sarathi_jax.serve.log import LineHandler
 from sarathi_jax.serve.messages import EngineFacts
 from sarathi_jax.serve.metric_names import HTTP_S, LAG_S, Names
 from sarathi_jax.serve.request_metrics import RequestMetrics, StepMetrics
@@ -67,6 +68,10 @@ class Metrics:
         route = getattr(scope.get("route"), "path", "none")
         self._http_requests.labels(route, method, str(status)).inc()
         self._http_seconds.labels(route, method).observe(seconds)
+
+    def watch_log(self, log: LineHandler) -> None:
+        """Say how many lines of it were dropped."""
+        self._state.lines_dropped = lambda: log.num_dropped
 
     def lag(self, seconds: float) -> None:
         """The event loop was so late."""

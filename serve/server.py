@@ -22,6 +22,8 @@ from sarathi_jax.serve.front import Front
 from sarathi_jax.serve.gate import read_keys
 from sarathi_jax.serve.http_protocol import limited_protocol
 from sarathi_jax.serve.live_request import Lost
+from sarathi_jax.serve.log import LineHandler, logging_to
+from sarathi_jax.serve.stats_log import log_stats
 
 BACKLOG = 2048
 DRAIN_POLL_S = 0.05
@@ -65,8 +67,11 @@ def serve(
     """
     keys = read_keys(config, os.environ)
     listener = listen(config)
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        return runner.run(ServerRun(config, keys, listener, started).run(engine_options))
+    with (
+        logging_to(config.log_format, config.log_level) as log,
+        asyncio.Runner(loop_factory=loop_factory()) as runner,
+    ):
+        return runner.run(ServerRun(config, keys, listener, started, log=log).run(engine_options))
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -95,7 +100,9 @@ class ServerRun:
         listener: socket.socket,
         started: Callable[[Front, str], None],
         engine_command: Sequence[str] = ENGINE_COMMAND,
+        log: LineHandler | None = None,
     ) -> None:
+        self._log = log
         self._engine_command = engine_command
         self._config = config
         self._keys = keys
@@ -111,9 +118,13 @@ class ServerRun:
             progress=sys.stderr.isatty(),
             step_timeout_s=config.step_timeout_s,
             max_restarts=config.max_restarts,
+            log_format=config.log_format,
+            log_level=config.log_level,
             command=self._engine_command,
         )
         front = Front(config, client, self._keys)
+        if self._log is not None:
+            front.metrics.watch_log(self._log)
         server = Server(
             uvicorn.Config(
                 make_app(front, self._keys),
@@ -133,7 +144,9 @@ class ServerRun:
         http = asyncio.create_task(server.serve(sockets=[self._listener]))
         preparing = asyncio.create_task(self._prepare(front))
         stopping = asyncio.create_task(self._stopping.wait())
-        lag = asyncio.create_task(measure_lag(front.metrics.lag))
+        watching = [asyncio.create_task(measure_lag(front.metrics.lag))]
+        if config.log_stats_s:
+            watching.append(asyncio.create_task(log_stats(front, config.log_stats_s)))
         try:
             await _first_end(stopping, engine, preparing)
             front.is_draining = True
@@ -144,7 +157,8 @@ class ServerRun:
             await http
             preparing.cancel()
             stopping.cancel()
-            lag.cancel()
+            for task in watching:
+                task.cancel()
             await client.close()
             front.close()
         await engine

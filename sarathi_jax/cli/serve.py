@@ -1,17 +1,20 @@
 """Serve a model over HTTP, as OpenAI's API has it, with a page at /. SIGTERM and Ctrl-C let running requests end first; a second one does not."""
 
 import argparse
-import sys
+import logging
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from sarathi_jax.cli.model_options import add_model_arguments, engine_config
 from sarathi_jax.cli.options import Parser, add_fields, given_fields
+from sarathi_jax.cli.serve_summary import summary, table
 from sarathi_jax.config import EngineConfig
 from sarathi_jax.serve.config import ServeConfig
 
 if TYPE_CHECKING:
     from sarathi_jax.serve.front import Front
+
+logger = logging.getLogger(__name__)
 
 EXAMPLES = """  sarathi-jax serve demo
   sarathi-jax serve ./my-model --host 0.0.0.0 --port 9000 --api-key-file keys.txt
@@ -41,5 +44,6 @@ def engine_options(config: EngineConfig) -> dict[str, Any]:
 
 
 def say_ready(front: "Front", url: str) -> None:
-    facts = front.facts
-    print(f"{facts.model} at {url}/v1", file=sys.stderr)
+    """Through the log: whoever does not read it holds nothing up."""
+    said = summary(front, url)
+    logger.info("%s", table(said), extra={"is_plain": True, "fields": {**said, "message": "ready"}})
