@@ -19,13 +19,17 @@ class ServeConfig:
 
     host: str = _field("127.0.0.1", "address to listen on; 0.0.0.0: all of them")
     port: int = _field(8000, "port to listen on; 0: any that is free")
+    allowed_host: tuple[str, ...] = _field(
+        (),
+        "name that clients may call this server by; repeat it for several; unset: any, or those of this machine if it listens to no other",
+    )
     served_model_name: tuple[str, ...] = _field(
         (), "name that clients call the model by; repeat it for several; unset: the model's own"
     )
     api_key: tuple[str, ...] = _field(
         (), "key that clients must send; repeat it for several; SARATHI_JAX_API_KEY and --api-key-file too"
     )
-    api_key_file: str | None = _field(None, "file with a key a line, as NAME=KEY or KEY alone; # begins a comment")
+    api_key_file: str | None = _field(None, "file with KEY, or NAME KEY, in each line; # begins a comment")
     max_queued_requests: int = _field(256, "most requests that wait; one more is refused with 503 and Retry-After")
     max_queued_tokens: int | None = _field(None, "most prompt tokens of requests that wait; unset: no limit")
     max_requests_per_key: int | None = _field(

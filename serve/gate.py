@@ -23,27 +23,38 @@ PUBLIC_PATHS = frozenset({"/health", "/live", "/ready", "/"})
 PUBLIC_PREFIX = "/static/"
 HOST = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]", "::1")
 ENVIRONMENT_KEY = "SARATHI_JAX_API_KEY"
 
 
 def read_keys(config: ServeConfig, environ: Mapping[str, str]) -> dict[bytes, str]:
     """Digest of each key -> its name, which logs and metrics may show. Raises: ConfigError."""
-    lines = [*config.api_key, *filter(None, [environ.get(ENVIRONMENT_KEY)])]
-    if config.api_key_file is not None:
-        try:
-            text = Path(config.api_key_file).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"api_key_file must be a readable text file, got {error}: correct it.") from error
-        lines += [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
-    keys: dict[bytes, str] = {}
-    for place, line in enumerate(lines, 1):
-        name, mark, key = line.partition("=")
-        if not mark:
-            name, key = f"key-{place}", line
-        if not key.strip():
-            raise ConfigError(f"A key must have at least one character, got none for {name}: leave it out.")
-        keys[digest(key.strip())] = name
-    return keys
+    given = [*config.api_key, *filter(None, [environ.get(ENVIRONMENT_KEY)])]
+    named = [(f"key-{place}", key) for place, key in enumerate(given, 1)]
+    for place, words in enumerate(_key_lines(config.api_key_file), len(named) + 1):
+        named.append((f"key-{place}", words[0]) if len(words) == 1 else (words[0], words[1]))
+    for name, key in named:
+        if not key.strip() or len(key.split()) > 1:
+            raise ConfigError(
+                f"A key must be one word, got {len(key.split())} for {name}: correct it, or leave it out."
+            )
+    return {digest(key.strip()): name for name, key in named}
+
+
+def _key_lines(path: str | None) -> list[list[str]]:
+    """The words of each line that has any. Raises: ConfigError."""
+    if path is None:
+        return []
+    try:
+        lines = [line.split() for line in Path(path).read_text().splitlines() if not line.lstrip().startswith("#")]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"api_key_file must be a readable text file, got {error}: correct it.") from error
+    lines = [words for words in lines if words]
+    if any(len(words) > 2 for words in lines):
+        raise ConfigError(f"{path} must have KEY, or NAME KEY, in a line, got more than two words: correct it.")
+    if not lines:
+        raise ConfigError(f"{path} must have at least one key, got none: add one, or leave api_key_file out.")
+    return lines
 
 
 def digest(key: str) -> bytes:
@@ -63,6 +74,7 @@ class Gate:
         self._app = app
         self._config = config
         self._keys = dict(keys)
+        self._hosts = allowed_hosts(config)
         self._visited = visited
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -88,6 +100,13 @@ class Gate:
         hosts = headers.all(b"host")
         if len(hosts) != 1 or not HOST.fullmatch(hosts[0]):
             raise ApiError(400, "invalid_value", "The Host header must name one host.", param="host")
+        if (
+            self._hosts
+            and hosts[0].rpartition(":")[0].lower() not in self._hosts
+            and hosts[0].lower() not in self._hosts
+        ):
+            message = f"This server is not called {hosts[0]!r}: start it with --allowed-host {hosts[0].split(':')[0]} if it is."
+            raise ApiError(403, "invalid_value", message, param="host")
         if self._keys and not is_public(scope):
             scope["client_key"] = self._name_of_key(headers)
         if scope["method"] in ("POST", "PUT", "PATCH"):
@@ -118,6 +137,13 @@ class Gate:
         length = headers.get(b"content-length")
         if length.isdecimal() and int(length) > self._config.max_body_bytes:
             raise too_large(self._config.max_body_bytes)
+
+
+def allowed_hosts(config: ServeConfig) -> frozenset[str]:
+    """Names that clients may call this server by; none: all. A server for this machine alone is no other's to name: a web page that has its own name
+    lead here would read what the server answers."""
+    is_local = config.host in LOCAL_NAMES
+    return frozenset(name.lower() for name in (*config.allowed_host, *(LOCAL_NAMES if is_local else ())))
 
 
 def is_public(scope: Scope) -> bool:
