@@ -18,7 +18,7 @@ from sarathi_jax.serve.steps_feed import steps_router
 
 def make_app(front: Front, keys: Mapping[bytes, str]) -> ASGIApp:
     """The application, with the gate around it."""
-    app = FastAPI(title="sarathi-jax", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title="sarathi-jax", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     add_error_handlers(app)
     for router in (
         completions_router,

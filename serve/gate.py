@@ -216,7 +216,7 @@ class Visit:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message["headers"] = [*message["headers"], (b"x-request-id", self._name.encode())]
-            if self.closes:
+            if self.closes and b"connection" not in dict(message["headers"]):
                 message["headers"].append((b"connection", b"close"))
         await self._send(message)
 

@@ -140,15 +140,28 @@ def quick_config(**fields: Any) -> ServeConfig:
     return ServeConfig(**{"port": 0, "access_log": False, **fields})
 
 
-@pytest.fixture
-def serving() -> Iterator[Serving]:
-    """Starts servers over fake engines: serving(engine={...}, field=...); `waits=False` does not wait until they are ready."""
+@contextmanager
+def starter() -> Iterator[Serving]:
     with ExitStack() as stack:
 
         def start(*, engine: dict[str, Any] | None = None, waits: bool = True, **fields: Any) -> RunningServer:
             server = stack.enter_context(running(quick_config(**fields), {}, fake_command(**(engine or {}))))
             return server.wait() if waits else server
 
+        yield start
+
+
+@pytest.fixture
+def serving() -> Iterator[Serving]:
+    """Starts servers over fake engines: serving(engine={...}, field=...); `waits=False` does not wait until they are ready."""
+    with starter() as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def sharing() -> Iterator[Serving]:
+    """The same, for servers that a module's tests share."""
+    with starter() as start:
         yield start
 
 

@@ -56,7 +56,7 @@ class Wire:
 
     def request(self, path: str, body: Any = None, *, headers: tuple[str, ...] = (), method: str = "POST") -> None:
         data = b"" if body is None else json.dumps(body).encode()
-        lines = [f"{method} {path} HTTP/1.1", "Host: x", *headers]
+        lines = [f"{method} {path} HTTP/1.1", "Host: localhost", *headers]
         if body is not None:
             lines += ["Content-Type: application/json", f"Content-Length: {len(data)}"]
         self.send("\r\n".join([*lines, "", ""]).encode() + data)
