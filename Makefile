@@ -5,6 +5,7 @@
 #   make format    rewrite the sources in the one format, and docs/architecture.md's list of files
 #   make nightly   the long tests
 #   make page      the server's web page in a real browser, if there is a Chromium
+#   make clients   clients that others wrote against the server, each in an environment of its own (CLIENTS="litellm lm-eval": these)
 # WORKERS=N runs that many tests side by side (2), each with a jax of its own.
 # PYTHON=/path/to/python3 picks the interpreter, VENV=folder another environment.
 
@@ -19,7 +20,7 @@ SOURCES := .ci sarathi_jax kernels models serve tests benchmarks examples
 
 # Two installs side by side would write into one environment.
 .NOTPARALLEL:
-.PHONY: help demo test check format lint types layout nightly page clean
+.PHONY: help demo test check format lint types layout nightly page clients clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -57,6 +58,10 @@ format: $(VENV)/.ready-dev
 
 page: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest tests/serve/page
+
+# Installs much and asks the package index: no part of the tests.
+clients: $(VENV)/.ready-demo
+	$(BIN)/python tests/clients/run.py $(CLIENTS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
