@@ -1,5 +1,6 @@
 """The FastAPI application: every route, in one place, behind one gate."""
 
+import os
 from collections.abc import Mapping
 
 from fastapi import FastAPI
@@ -14,11 +15,19 @@ from sarathi_jax.serve.gate import Gate
 from sarathi_jax.serve.info_routes import info_router, metrics_router, probe_router, token_router
 from sarathi_jax.serve.page import add_page
 from sarathi_jax.serve.steps_feed import steps_router
+from sarathi_jax.serve.telemetry import telemetry
 
 
 def make_app(front: Front, keys: Mapping[bytes, str]) -> ASGIApp:
     """The application, with the gate around it."""
-    app = FastAPI(title="sarathi-jax", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(
+        title="sarathi-jax",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        telemetry=telemetry(front.config.otlp_endpoint, os.environ),
+    )
     add_error_handlers(app)
     for router in (
         completions_router,

@@ -65,6 +65,10 @@ class ServeConfig:
     log_stats_s: float = _field(
         10.0, "seconds between two lines on what the engine does, while it does anything; 0: none"
     )
+    otlp_endpoint: str | None = _field(
+        None,
+        "collector that gets OpenTelemetry's spans, as in http://127.0.0.1:4318; unset: as OTEL_EXPORTER_OTLP_ENDPOINT says",
+    )
 
     def __post_init__(self) -> None:
         for name, low, high in (

@@ -31,13 +31,18 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+        self.translate: Callable[[Sequence[str]], Sequence[str]] = list
+        self.complete: Callable[[argparse.Namespace], None] = lambda args: None
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
-        """Read the words of a command line. Raises: UsageError if they are wrong; SystemExit after printing help."""
-        parsed, unknown = self.parse_known_args(words)
+        """Read the words of a command line, as `translate` has them, and let `complete` add to what was read.
+
+        Raises: UsageError if they are wrong; SystemExit after printing help."""
+        parsed, unknown = self.parse_known_args(self.translate(words))
         if unknown:
             kind = "option" if unknown[0].startswith("-") else "argument"
             self.error(did_you_mean(kind, unknown[0], [flag for each in self._actions for flag in each.option_strings]))
+        self.complete(parsed)
         return parsed
 
     def error(self, message: str) -> NoReturn:
