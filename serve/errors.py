@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from sarathi_jax.errors import RequestError
@@ -22,6 +23,7 @@ from sarathi_jax.serve.live_request import Lost
 logger = logging.getLogger(__name__)
 
 MAX_MESSAGE_CHARS = 500
+CLIENT_CLOSED = 499  # nobody gets it; the access log does
 TYPES = {429: "rate_limit_error", 500: "server_error", 503: "service_unavailable_error", 504: "timeout_error"}
 INVALID_REQUEST = "invalid_request_error"
 STATUS_OF_LOST = {
@@ -169,6 +171,10 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestError)
     async def answer_request_error(_: Request, error: RequestError) -> Response:
         return of_request_error(error).response()
+
+    @app.exception_handler(ClientDisconnect)
+    async def answer_nobody(_: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=CLIENT_CLOSED)
 
     @app.exception_handler(Exception)
     async def answer_fault(request: Request, error: Exception) -> Response:

@@ -7,11 +7,10 @@ from fastapi import Request
 from starlette.responses import Response
 
 from sarathi_jax.serve.answer import Answer
+from sarathi_jax.serve.errors import CLIENT_CLOSED
 from sarathi_jax.serve.front import Front
 from sarathi_jax.serve.schemas import SamplingBody
 from sarathi_jax.serve.sse import EventStream, until_disconnect
-
-CLIENT_CLOSED = 499  # nobody gets it; the access log does
 
 
 async def json_answer(request: Request, answer: Answer, write: Callable[[], Awaitable[bytes]]) -> Response:

@@ -26,6 +26,7 @@ from sarathi_jax.serve.log import LineHandler, logging_to
 from sarathi_jax.serve.stats_log import log_stats
 
 BACKLOG = 2048
+SEND_BUFFER_BYTES = 128 * 2**10
 DRAIN_POLL_S = 0.05
 CLOSE_LIMIT_S = 2.0
 SHUT_DOWN = Lost("server_shutting_down", "The server shut down before the request had ended.")
@@ -44,6 +45,8 @@ def listen(config: ServeConfig) -> socket.socket:
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # What the kernel takes for clients that don't read: it would grow to megabytes each.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     try:
         listener.bind((config.host, config.port))
     except (OSError, UnicodeError) as error:

@@ -74,6 +74,7 @@ class EventStream(Response):
             tasks[0].result()
         elif tasks[1].done():
             scope["abort"]()  # what the client has not read would keep the connection open
+            await until_disconnect(receive)
 
     async def _send_all(self, send: Send) -> None:
         try:
