@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +30,7 @@ from sarathi_jax.execution.device_state import (
 )
 from sarathi_jax.execution.packing import Geometry, packed_size
 from sarathi_jax.execution.pipeline_program import make_pipeline_step
-from sarathi_jax.execution.step_program import make_step
+from sarathi_jax.execution.step_program import Forward, Step, make_forward, make_step
 from sarathi_jax.group.facts import digest
 from sarathi_jax.group.member import Group
 from sarathi_jax.kernels.registry import Kernels
@@ -69,6 +70,9 @@ class ProgramBuilder:
     kernels: Kernels
     kv_dtype: jnp.dtype
     ledger: CompileLedger
+    _forwards: dict[tuple[int, int, bool], Forward] = field(default_factory=dict)
+    # Tracing is Python, and so one thread's work at a time. One after the other they find what was traced for others.
+    _tracing: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def mesh(self) -> jax.sharding.Mesh:
@@ -103,12 +107,20 @@ class ProgramBuilder:
         """Compile one bucket's step. compiler_options: XLA's, for this program alone."""
         state = self.abstract_state()
         num_stages = self.model_state.num_stages
-        make = make_step if num_stages == 1 else make_pipeline_step
-        step = make(self.model_state, bucket, self.geometry, self.kernels)
+        step = self._make_step(bucket) if num_stages == 1 else self._make_pipeline_step(bucket)
         packed = self._replicated(num_stages * packed_size(bucket, self.geometry.blocks_per_row))
         jitted = jax.jit(step, donate_argnums=1, out_shardings=(_shardings(state), packed.sharding))
         arguments = tuple(self.model_state.parameters.values()), state, packed
         return self._compile(bucket.name, (bucket.num_tokens, bucket.num_rows), jitted, arguments, compiler_options)
+
+    def _make_step(self, bucket: Bucket) -> Step:
+        shape = bucket.num_tokens, bucket.num_rows, bucket.is_decode_only
+        if shape not in self._forwards:
+            self._forwards[shape] = make_forward(self.model_state, bucket, self.geometry, self.kernels)
+        return make_step(self.model_state, bucket, self.geometry, self.kernels, self._forwards[shape])
+
+    def _make_pipeline_step(self, bucket: Bucket) -> Step:
+        return make_pipeline_step(self.model_state, bucket, self.geometry, self.kernels)
 
     def abstract_state(self) -> DeviceState:
         """Shapes and shardings of the state that steps take and give back."""
@@ -141,7 +153,9 @@ class ProgramBuilder:
         started = time.perf_counter()
         options = {**gpu_defaults.compiler_options(self.mesh.devices.flat[0].platform), **(compiler_options or {})}
         with watch_cache() as is_cache_hit, jax.set_mesh(self.mesh):
-            compiled = jitted.lower(*arguments).compile(options)
+            with self._tracing:
+                traced = jitted.trace(*arguments)
+            compiled = traced.lower().compile(options)
         memory = compiled.memory_analysis()
         temp_bytes = memory.temp_size_in_bytes if memory else 0
         seconds = time.perf_counter() - started

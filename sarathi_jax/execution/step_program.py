@@ -15,28 +15,31 @@ from sarathi_jax.execution.packing import Geometry
 from sarathi_jax.execution.paged_attend import paged_attend
 from sarathi_jax.execution.step_inputs import Inputs, unpack
 from sarathi_jax.execution.step_sampling import sample_rows
+from sarathi_jax.kernels.layer_kv import LayerKV
 from sarathi_jax.kernels.registry import Kernels
 from sarathi_jax.models.decoder import Constrain, unconstrained
 from sarathi_jax.sharding.model_state import ModelState
 from sarathi_jax.sharding.rules import num_parts, spec_of
 
 Step = Callable[[tuple[jax.Array, ...], DeviceState, jax.Array], tuple[DeviceState, jax.Array]]
+# (params, KV pages of the layers, tokens i32[T], inputs) -> (hidden [T, E], the layers' new pages)
+Forward = Callable[
+    [tuple[jax.Array, ...], tuple[LayerKV, ...], jax.Array, Inputs], tuple[jax.Array, tuple[LayerKV, ...]]
+]
+FORWARD_INPUTS = ("positions", "slot_mapping", "cu_q_lens", "kv_lens", "block_tables", "num_decode_rows")
 
 
-def make_step(model_state: ModelState, bucket: Bucket, geometry: Geometry, kernels: Kernels) -> Step:
-    """The step of one bucket, to be jitted with the state donated.
+def make_forward(model_state: ModelState, bucket: Bucket, geometry: Geometry, kernels: Kernels) -> Forward:
+    """The layers of a step, which are the same whatever the bucket's variant: made once for all of them, they are traced once. A step's program is the same as if
+    they were written out in it."""
 
-    Returns: (params, state, packed) -> (state, out). out: i32[S * 2], sampled token ids, then whether each row's logits were finite; in the `full` variant
-      followed by LOGPROB_WORDS for each row, and for each of T asked-for prompt tokens, floats as their bits.
-    """
-
-    def step(params: tuple[jax.Array, ...], state: DeviceState, packed: jax.Array) -> tuple[DeviceState, jax.Array]:
-        model = model_state.merge(params)
-        inputs = unpack(packed, bucket, geometry.blocks_per_row)
-        layers = list(state.layers)
+    def forward(
+        params: tuple[jax.Array, ...], pages: tuple[LayerKV, ...], tokens: jax.Array, inputs: Inputs
+    ) -> tuple[jax.Array, tuple[LayerKV, ...]]:
+        layers = list(pages)
         constrain = residual_constraint(model_state, bucket)
-        hidden = model.hidden_states(
-            keep_whole(model_state, input_tokens(inputs, state.slots)),
+        hidden = model_state.merge(params).hidden_states(
+            keep_whole(model_state, tokens),
             keep_whole(model_state, inputs["positions"]),
             paged_attend(model_state, inputs, layers, bucket, geometry, kernels),
             max_length=geometry.max_model_len,
@@ -44,11 +47,34 @@ def make_step(model_state: ModelState, bucket: Bucket, geometry: Geometry, kerne
                 {} if constrain is unconstrained else {"constrain": constrain}
             ),  # a module of one's own need not know of it
         )
+        return hidden, tuple(layers)
+
+    return jax.jit(forward, inline=True)
+
+
+def make_step(model_state: ModelState, bucket: Bucket, geometry: Geometry, kernels: Kernels, forward: Forward) -> Step:
+    """The step of one bucket, to be jitted with the state donated. forward: made for the bucket's tokens and rows.
+
+    Returns: (params, state, packed) -> (state, out). out: i32[S * 2], sampled token ids, then whether each row's logits were finite; in the `full` variant
+      followed by LOGPROB_WORDS for each row, and for each of T asked-for prompt tokens, floats as their bits.
+    """
+
+    def step(params: tuple[jax.Array, ...], state: DeviceState, packed: jax.Array) -> tuple[DeviceState, jax.Array]:
+        inputs = unpack(packed, bucket, geometry.blocks_per_row)
+        of_layers = {name: inputs[name] for name in FORWARD_INPUTS}
+        hidden, layers = forward(params, state.layers, input_tokens(inputs, state.slots), of_layers)
         last_hidden = keep_whole(model_state, hidden.at[last_tokens(inputs)].get(mode="clip"))
         slots, out = sample_rows(
-            model, model_state, hidden, last_hidden, inputs, state.slots, bucket.variant, kernels.filter_thresholds
+            model_state.merge(params),
+            model_state,
+            hidden,
+            last_hidden,
+            inputs,
+            state.slots,
+            bucket.variant,
+            kernels.filter_thresholds,
         )
-        return DeviceState(tuple(layers), slots), out
+        return DeviceState(layers, slots), out
 
     return step
 
