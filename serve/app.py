@@ -14,6 +14,7 @@ from sarathi_jax.serve.front import Front
 from sarathi_jax.serve.gate import Gate
 from sarathi_jax.serve.info_routes import info_router, metrics_router, probe_router, token_router
 from sarathi_jax.serve.page import add_page
+from sarathi_jax.serve.route_docs import ERRORS
 from sarathi_jax.serve.steps_feed import steps_router
 from sarathi_jax.serve.telemetry import telemetry
 
@@ -26,6 +27,7 @@ def make_app(front: Front, keys: Mapping[bytes, str]) -> ASGIApp:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        responses=ERRORS,
         telemetry=telemetry(front.config.otlp_endpoint, os.environ),
     )
     add_error_handlers(app)

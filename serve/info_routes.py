@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from sarathi_jax import __version__
 from sarathi_jax.serve.body import read_body
@@ -26,16 +26,20 @@ def probe_router(front: Front) -> APIRouter:
     """GET /live, /ready, /health: for whoever starts and stops servers."""
     router = APIRouter()
 
-    @router.get("/live", summary="Whether the front answers.")
+    @router.get("/live", response_class=Response, summary="Whether the front answers.")
     async def live() -> Response:
         return Response()
 
-    @router.get("/ready", summary="Whether requests are served now.")
+    @router.get("/ready", response_class=Response, summary="Whether requests are served now.")
     async def ready() -> Response:
         check_health(front)
         return Response()
 
-    @router.get("/health", summary="Whether the engine works: a step has ended lately, or there is nothing to do.")
+    @router.get(
+        "/health",
+        response_class=Response,
+        summary="Whether the engine works: a step has ended lately, or there is nothing to do.",
+    )
     async def health() -> Response:
         check_health(front)
         return Response()
@@ -58,7 +62,7 @@ def metrics_router(front: Front) -> APIRouter:
     """GET /metrics."""
     router = APIRouter()
 
-    @router.get("/metrics", summary="Counts and times, for Prometheus.")
+    @router.get("/metrics", response_class=PlainTextResponse, summary="Counts and times, for Prometheus.")
     async def metrics(request: Request) -> Response:
         text, content_type = front.metrics.write(request.headers.get("accept", ""))
         return Response(text, headers={"Content-Type": content_type})

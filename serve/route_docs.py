@@ -20,7 +20,9 @@ ERROR = {
         }
     },
 }
-STATUSES = (400, 401, 404, 405, 413, 415, 429, 500, 503, 504)
+_AN_ERROR: dict[str, Any] = {"description": "an error", "content": {"application/json": {"schema": ERROR}}}
+# Of every route.
+ERRORS: dict[int | str, dict[str, Any]] = {"4XX": _AN_ERROR, "5XX": _AN_ERROR}
 
 
 def described(body: type[BaseModel]) -> dict[str, Any]:
@@ -28,11 +30,8 @@ def described(body: type[BaseModel]) -> dict[str, Any]:
     schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
     inner = schema.pop("$defs", {})
     schema = _inlined(schema, inner)
-    errors: dict[int | str, dict[str, Any]] = {
-        status: {"description": "an error", "content": {"application/json": {"schema": ERROR}}} for status in STATUSES
-    }
     return {
-        "responses": {200: {"content": {"text/event-stream": {}}}, **errors},
+        "responses": {200: {"content": {"text/event-stream": {}}}},
         "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
     }
 

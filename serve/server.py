@@ -137,6 +137,7 @@ class ServerRun:
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,  # a client's word on who it is
                 timeout_keep_alive=int(config.keep_alive_s),
                 timeout_graceful_shutdown=int(CLOSE_LIMIT_S),
             )

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from sarathi_jax import __version__
 from sarathi_jax.serve.engine_client import EngineState
@@ -23,7 +23,7 @@ MAX_WAITING_EVENTS = 200  # of a watcher that does not read: the oldest ones are
 def steps_router(front: Front) -> APIRouter:
     router = APIRouter()
 
-    @router.get("/api/steps", summary="The engine's steps as they happen.")
+    @router.get("/api/steps", response_class=StreamingResponse, summary="The engine's steps as they happen.")
     async def steps() -> Response:
         front.check_ready()
         watcher = Watcher(front)

@@ -219,7 +219,9 @@ def test_request_ids(server: Any, wires: Any, caplog: pytest.LogCaptureFixture, 
     wire = wires(server)
     with caplog.at_level(logging.INFO, "sarathi_jax.access"):
         wire.send(
-            b"GET /version HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: " + sent + b"\r\nConnection: close\r\n\r\n"
+            b"GET /version HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: \xff7\r\nX-Request-Id: "
+            + sent
+            + b"\r\nConnection: close\r\n\r\n"
         )
         head = wire.rest().split(b"\r\n\r\n")[0].decode("latin-1")
         time.sleep(0.02)
