@@ -6,6 +6,7 @@ from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.responses import PlainTextResponse, Response
 
 from sarathi_jax import __version__
@@ -63,9 +64,8 @@ def metrics_router(front: Front) -> APIRouter:
     router = APIRouter()
 
     @router.get("/metrics", response_class=PlainTextResponse, summary="Counts and times, for Prometheus.")
-    async def metrics(request: Request) -> Response:
-        text, content_type = front.metrics.write(request.headers.get("accept", ""))
-        return Response(text, headers={"Content-Type": content_type})
+    async def metrics() -> Response:
+        return Response(front.metrics.write(), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
     return router
 

@@ -7,9 +7,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from sarathi_jax import __version__
@@ -49,7 +55,7 @@ class Metrics:
         self._max_lag = MaxLag()
         self._state = StateCollector(self.names, client, admission, self._max_lag)
         registry.register(self._state)
-        self._written: tuple[float, str, bytes] = (float("-inf"), "", b"")
+        self._written = (float("-inf"), b"")
 
     def begin(self, model_name: str) -> None:
         """The engine is ready; from now on requests are served."""
@@ -78,15 +84,14 @@ class Metrics:
         self._lag.observe(seconds)
         self._max_lag.add(seconds)
 
-    def write(self, accept: str) -> tuple[bytes, str]:
-        """All of it, and its content type. accept: the header."""
-        encode, content_type = choose_encoder(accept)
+    def write(self) -> bytes:
+        """All of it, in the text format that every scraper takes: OpenMetrics would make vllm_ of vllm:."""
         now_s = time.perf_counter()
-        written_s, kind, text = self._written
-        if now_s - written_s > CACHE_S or kind != content_type:
-            text = encode(self.names.registry)
-            self._written = (now_s, content_type, text)
-        return text, content_type
+        written_s, text = self._written
+        if now_s - written_s > CACHE_S:
+            text = generate_latest(self.names.registry)
+            self._written = (now_s, text)
+        return text
 
 
 class MaxLag:
