@@ -51,6 +51,8 @@ class WorkerProcess:
     def ask(self, frame: bytes) -> dict[str, str]:
         """Send one request and wait for its answer. Raises: WorkerProcessError if none comes."""
         try:
+            if self._process is not None and self._process.poll() is not None:
+                self.close()  # it ended between two questions, which is no answer's fault
             if self._process is None:
                 self._start()
             return self._exchange(frame, self._wall_deadline_s)
