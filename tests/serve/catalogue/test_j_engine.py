@@ -81,9 +81,11 @@ def test_a_killed_template_worker_is_replaced(serving: Any, judge: Any, well: An
     server = serving()
     expected = server.chat(max_tokens=8)["choices"][0]["message"]["content"]
     for _ in range(2):
-        process_id = server.front.prompts._template._process.process_id
+        worker = server.front.prompts._template._process
+        process_id = worker.process_id
         os.kill(process_id, signal.SIGKILL)
+        worker._process.wait()
         answer = server.chat(max_tokens=8)
         assert answer["choices"][0]["message"]["content"] == expected
-        assert server.front.prompts._template._process.process_id != process_id
+        assert worker.process_id != process_id
     well(server)
