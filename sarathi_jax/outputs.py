@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+Fault = Literal["internal_error", "numerical_error"]
 
 
 class TokenLogprobs(NamedTuple):
@@ -39,8 +40,9 @@ class RequestMetrics:
 class CompletionOutput:
     """One sample.
 
-    finish_reason: "stop" (end of sequence, stop string or stop id), "length", "abort", or "error" (logits that were not finite).
-    stop_reason: the stop string or stop id that ended it; None for end of sequence and all else.
+    finish_reason: "stop" (end of sequence, stop string or stop id), "length", "abort", or "error".
+    stop_reason: the stop string or stop id that ended it; of an "error" what it was: "numerical_error" (logits that were not finite, or a token that is none
+      of the vocabulary) or "internal_error" (every step that it was in failed); None for end of sequence and all else.
     logprobs: one a token, if asked for.
     """
 

@@ -10,6 +10,7 @@ from sarathi_jax.checkpoints.model_source import ModelSource, find_model
 from sarathi_jax.clock import Clock, WallClock
 from sarathi_jax.config import EngineConfig
 from sarathi_jax.engine.engine import Engine
+from sarathi_jax.engine.faulty_executor import FaultyExecutor
 from sarathi_jax.engine.flight_recorder import FlightRecorder
 from sarathi_jax.engine.flight_watch import FlightWatch
 from sarathi_jax.engine.replicas import AnyEngine, EngineReplicas
@@ -19,6 +20,7 @@ from sarathi_jax.execution.compile_ledger import CompileLedger
 from sarathi_jax.execution.executor import JaxExecutor
 from sarathi_jax.execution.led_group import LedGroup
 from sarathi_jax.execution.replicas import build_replicas, start_replicas
+from sarathi_jax.faults import faults_from_environment
 from sarathi_jax.group.leader import Leader
 from sarathi_jax.group.place import find_place
 from sarathi_jax.profiling import least_limits, make_slo_policy, start_profile
@@ -161,9 +163,10 @@ def _make_engine(
         num_microbatches=programs.model_state.num_stages,
     )
     clock = WallClock()
+    faults = faults_from_environment()
     return Engine(
         scheduler,
-        executor,
+        FaultyExecutor(executor, faults) if faults else executor,
         clock,
         is_overlapped=config.overlap,
         tokenizer=tokenizer,

@@ -148,8 +148,8 @@ def event_lines(events: "list[notes.Note]") -> Iterator[Event]:
                 yield Arrived(list(requests))
             case notes.IdleNote(_, now_s):
                 yield Idle(now_s)
-            case notes.FailedNote(_, step, now_s):
-                yield Failed(step, now_s)
+            case notes.FailedNote(_, step, now_s, ended):
+                yield Failed(step, now_s, list(ended))
             case notes.AbortedNote(_, request, now_s):
                 yield Aborted(request, now_s)
             case notes.FinishedNote(_, request, reason, now_s):

@@ -126,11 +126,12 @@ class Completed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, t
     is_lost: bool = False
 
 
-class Failed(msgspec.Struct, frozen=True, tag_field="line", tag="failed"):
-    """A step failed, was known to at now_s, and took all KV pages with it."""
+class Failed(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="line", tag="failed"):
+    """A step failed, was known to at now_s, and took all KV pages with it. ended: requests that ended for it, as they made steps fail, and why."""
 
     step: int
     now_s: float
+    ended: list[tuple[int, FinishReason]] = []
 
 
 class Aborted(msgspec.Struct, frozen=True, tag_field="line", tag="aborted"):
@@ -228,13 +229,13 @@ def _named(event: Event) -> Iterable[int]:
             others = [request for _, request, _, _, _ in event.others]
             pages = [request for request, *_ in (*event.admitted, *event.grown)]
             return [*decodes, *others, *pages, *event.preempted]
-        case Completed():
+        case Completed() | Failed():
             return [request for request, _ in event.ended]
         case Arrived(requests):
             return requests
         case Aborted(request) | Finished(request):
             return [request]
-        case Idle() | Failed():
+        case Idle():
             return []
 
 

@@ -76,6 +76,7 @@ class FailedNote(NamedTuple):
     num_bytes: int
     step: int
     now_s: float
+    ended: tuple[tuple[int, FinishReason], ...]
 
 
 class AbortedNote(NamedTuple):
@@ -260,30 +261,28 @@ class FlightRecorder:
     ) -> None:
         """`Scheduler.complete` took in a step's tokens."""
         asked_s, self._asked_s = end_s if self._asked_s is None else self._asked_s, None
-        ended: list[tuple[int, FinishReason]] = []
-        num_bytes = EVENT_BYTES
+        ended, num_bytes = (), 0
         if self.scheduler.num_running + self.scheduler.num_waiting != len(self._live):
-            for output in outputs:
-                if output.finish_reason is not None:
-                    ended.append((self._numbers[output.request.request_id], output.finish_reason))
-                    num_bytes += self._end(output.request)
+            ended, num_bytes = self._end_all(outputs)
         compiled: tuple[tuple[str, float], ...] = ()
         if len(self._compiled) != self._num_compiled:
             compiled = tuple([(each.name, each.seconds) for each in self._compiled[self._num_compiled :]])
             self._num_compiled = len(self._compiled)
-        note = CompletedNote(num_bytes, schedule.step, asked_s, end_s, bucket, tuple(ended), compiled, is_lost)
+        num_bytes += EVENT_BYTES
+        note = CompletedNote(num_bytes, schedule.step, asked_s, end_s, bucket, ended, compiled, is_lost)
         self._append(note)
         start_s = self._starts_s.pop(schedule.step)
         if self.watch is not None:
             self.watch.completed(note, start_s)
 
     @_guarded
-    def failed(self, schedule: Schedule) -> None:
-        """`Scheduler.fail_step` gave a step up."""
+    def failed(self, schedule: Schedule, outputs: Sequence[TokenOutput], now_s: float) -> None:
+        """`Scheduler.fail_step` gave a step up, and ended these."""
         self._asked_s = None
         self._starts_s.pop(schedule.step)
         self._notes.break_off()
-        note = FailedNote(EVENT_BYTES, schedule.step, self._clock.now())
+        ended, num_bytes = self._end_all(outputs)
+        note = FailedNote(EVENT_BYTES + num_bytes, schedule.step, now_s, ended)
         self._append(note)
         if self.watch is not None:
             self.watch.failed(note)
@@ -329,6 +328,16 @@ class FlightRecorder:
                 note_of_ended = self._ended.popleft()[1]
                 if self._numbers.get(note_of_ended.request_id) == note_of_ended.number:
                     del self._numbers[note_of_ended.request_id]
+
+    def _end_all(self, outputs: Sequence[TokenOutput]) -> tuple[tuple[tuple[int, FinishReason], ...], int]:
+        """Sum up requests that ended by the event that comes next. Returns: which and why, and bytes that this takes."""
+        ended: list[tuple[int, FinishReason]] = []
+        num_bytes = 0
+        for output in outputs:
+            if output.finish_reason is not None:
+                ended.append((self._numbers[output.request.request_id], output.finish_reason))
+                num_bytes += self._end(output.request)
+        return tuple(ended), num_bytes
 
     def _end(self, request: Request) -> int:
         """Sum up a request that ended by the event that comes next. Returns: bytes that this takes."""

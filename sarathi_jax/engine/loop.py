@@ -22,7 +22,7 @@ from sarathi_jax.scheduling.scheduler import Scheduler, TokenOutput
 logger = logging.getLogger(__name__)
 
 MAX_RECORDS = 65536
-MAX_FAILURES_IN_A_ROW = 3
+MAX_STEPS_WITHOUT_SENSE = 3  # in a row
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class StepLoop:
         self.completed_s = clock.now()
         self._in_flight: deque[StepInFlight] = deque()
         self._lost: set[int] = set()  # steps given up because one before them failed: what comes of them is of no use
-        self._num_failures_in_a_row = 0
+        self._num_without_sense = 0
         self._end: GroupError | None = None
 
     @property
@@ -78,6 +78,8 @@ class StepLoop:
     @property
     def is_full(self) -> bool:
         """Whether as many steps are under way as the loop allows, so that the oldest one has to be read next."""
+        if self.scheduler.suspects.is_hunting:
+            return bool(self._in_flight)  # so that it is known who was in a step that fails
         # A step of a pipeline is done after as many ticks as there are stages: that many steps are under way at a time.
         num_ahead = self.is_overlapped and not self.scheduler.is_constrained
         return len(self._in_flight) > self.scheduler.limits.num_microbatches - 1 + num_ahead
@@ -137,29 +139,53 @@ class StepLoop:
         except GroupError:
             raise
         except EngineError as error:
-            self._give_up(flight.schedule, error)
-            return []
+            return self._give_up(flight.schedule, error)
+        if not is_lost and result.is_finite is not None and self._is_failure(flight.schedule, result.is_finite):
+            return self._give_up(
+                flight.schedule, EngineError(f"Step {flight.schedule.step} must have finite logits, got none.")
+            )
         self.completed_s = self.clock.now()
         bucket, start_s = flight.handle.bucket, flight.start_s
         if not is_lost:
-            self._num_failures_in_a_row = 0
             self.records.append(record_step(flight.schedule, bucket, start_s, self.completed_s, self.replica))
         outputs = self.scheduler.complete(flight.schedule, result, self.completed_s)
         if self.recorder is not None:
             self.recorder.completed(flight.schedule, bucket, outputs, self.completed_s, is_lost)
         return outputs
 
-    def _give_up(self, schedule: Schedule, error: EngineError) -> None:
-        """A step failed and the KV cache is lost: all running requests start over, and keep the tokens they have. Steps behind it are lost with it."""
-        is_first = self.scheduler.fail_step(schedule)
-        if self.recorder is not None:
-            self.recorder.failed(schedule)
-        if not is_first:
-            return
-        logger.error("%s", error)
-        self._lost = {flight.schedule.step for flight in self._in_flight}
-        self._num_failures_in_a_row += 1
-        if self._num_failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
+    def _is_failure(self, schedule: Schedule, is_finite: list[bool]) -> bool:
+        """Whether a step in which not a single row's logits are finite is to be run again. If the next one is like it, its requests end, each for itself.
+
+        Raises: EngineError if that happens to step after step.
+        """
+        if any(is_finite):
+            self._num_without_sense = 0
+            return False
+        if len(is_finite) == 1:
+            return False
+        self._num_without_sense += 1
+        if self._num_without_sense >= MAX_STEPS_WITHOUT_SENSE:
             raise EngineError(
-                f"At most {MAX_FAILURES_IN_A_ROW - 1} steps may fail in a row, got one more: {error} Start the engine again."
+                f"Some row of {MAX_STEPS_WITHOUT_SENSE} steps must have finite logits, got none up to step {schedule.step}: start the engine again."
+            )
+        return self._num_without_sense == 1
+
+    def _give_up(self, schedule: Schedule, error: EngineError) -> list[TokenOutput]:
+        """A step failed and the KV cache is lost: all running requests start over, and keep the tokens they have. Steps behind it are lost with it.
+
+        Returns: requests that end for it.
+        """
+        now_s = self.clock.now()
+        outputs = self.scheduler.fail_step(schedule, now_s)
+        if self.recorder is not None:
+            self.recorder.failed(schedule, outputs or (), now_s)
+        if outputs is None:
+            return []
+        logger.error("%s", error)
+        self.completed_s = now_s
+        self._lost = {flight.schedule.step for flight in self._in_flight}
+        if self.scheduler.suspects.is_hopeless:
+            raise EngineError(
+                f"Steps must run once those that make them fail are left out, got another failure, whoever was in them: {error} Start the engine again."
             ) from error
+        return outputs

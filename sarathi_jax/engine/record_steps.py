@@ -116,8 +116,9 @@ def read_run(record: FlightRecord) -> Run:
                 reader.run.looks.append(Look(now_s, None))
             case Completed():
                 reader.ended(event.step, event.end_s, event)
-            case Failed(step, now_s):
+            case Failed(step, now_s, ended):
                 reader.ended(step, now_s, None)
+                reader.gone(request for request, _ in ended)
             case Aborted(leader):
                 reader.gone(each.request for each in record.requests.values() if leader in (each.request, each.leader))
             case Finished(request):

@@ -116,6 +116,8 @@ class _Teller:
                 self._planned(self._steps[id(event)])
             case Completed():
                 self._completed(event)
+            case Failed(_, now_s, ended) if self._request in (request for request, _ in ended):
+                self._end("error", now_s)
             case Failed() if self._place in (Place.ROW, Place.PREEMPTED):
                 self._place = Place.FAILED
             case Aborted(request, now_s) if request in (self._request, self._story.facts.leader):

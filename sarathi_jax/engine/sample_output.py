@@ -2,7 +2,7 @@
 
 import itertools
 
-from sarathi_jax.outputs import CompletionOutput, FinishReason, RequestMetrics, TokenLogprobs
+from sarathi_jax.outputs import CompletionOutput, Fault, FinishReason, RequestMetrics, TokenLogprobs
 from sarathi_jax.scheduling.request import Request
 from sarathi_jax.scheduling.scheduler import TokenOutput
 from sarathi_jax.text.output_text import OutputText
@@ -21,6 +21,7 @@ class SampleOutput:
 
     __slots__ = (
         "_deltas",
+        "_fault",
         "_logprobs",
         "_stop_token_id",
         "_text",
@@ -39,6 +40,7 @@ class SampleOutput:
         self._token_times_s: list[float] = []
         self._logprobs: list[TokenLogprobs] | None = [] if request.sampling.logprobs is not None else None
         self._stop_token_id: int | None = None
+        self._fault: Fault | None = None
 
     @property
     def num_new_tokens(self) -> int:
@@ -62,7 +64,7 @@ class SampleOutput:
             if delta:
                 self._deltas.append(delta)
             return delta
-        self._stop_token_id = output.stop_token_id
+        self._stop_token_id, self._fault = output.stop_token_id, output.fault
         return delta + self._finish(output.finish_reason or "stop", delta)
 
     def end(self, reason: FinishReason) -> str:
@@ -97,6 +99,8 @@ class SampleOutput:
     def _stop_reason(self) -> str | int | None:
         if self._text is not None and self._text.matched_stop is not None:
             return self._text.matched_stop
+        if self._fault is not None:
+            return self._fault
         is_asked_for = self._stop_token_id in self.request.sampling.stop_token_ids
         return self._stop_token_id if is_asked_for else None
 

@@ -111,6 +111,11 @@ class JaxExecutor:
         while self._num_ticks <= tick:
             self._tick(None)
 
+    @property
+    def generation(self) -> int:
+        """How often the state was given up."""
+        return self._num_lost_states
+
     def is_lost(self, generation: int) -> bool:
         """Whether the state that a step ran on has been given up since."""
         return generation != self._num_lost_states

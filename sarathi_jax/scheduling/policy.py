@@ -67,10 +67,12 @@ class View:
     running: admitted requests in the order of arrival. waiting: in queue order, preempted ones in front.
     under_way: requests in a microbatch that stages of a pipeline are still at. num_free_slots: how many requests may be admitted.
     was_prefill: whether the last step that was scheduled had `Plan.has_prefill`.
+    is_partial: whether others wait as well, who may not be admitted now (`scheduling.suspects`).
     """
 
     __slots__ = (
-        "_kv_pages", "_prefixes", "limits", "now_s", "num_free_slots", "running", "under_way", "waiting", "was_prefill",
+        "_kv_pages", "_prefixes", "is_partial", "limits", "now_s", "num_free_slots", "running", "under_way", "waiting",
+        "was_prefill",
     )  # fmt: skip
 
     def __init__(
@@ -84,6 +86,7 @@ class View:
         under_way: Set[Request] = frozenset(),
         num_free_slots: int | None = None,
         was_prefill: bool = False,
+        is_partial: bool = False,
     ) -> None:
         self.now_s = now_s
         self.limits = limits
@@ -92,6 +95,7 @@ class View:
         self.under_way = under_way
         self.num_free_slots = limits.max_num_seqs - len(running) if num_free_slots is None else num_free_slots
         self.was_prefill = was_prefill
+        self.is_partial = is_partial
         self._kv_pages = kv_pages
         self._prefixes: dict[str, list[int]] = {}
 

@@ -15,8 +15,9 @@ from collections.abc import Container, Sequence, Set
 from itertools import repeat
 
 from sarathi_jax.errors import RequestError
-from sarathi_jax.outputs import FinishReason, TokenLogprobs
+from sarathi_jax.outputs import FinishReason
 from sarathi_jax.scheduling.admission import check_request
+from sarathi_jax.scheduling.forced_preemption import ForcedPreemption
 from sarathi_jax.scheduling.integrity import check_scheduler
 from sarathi_jax.scheduling.kv_pages import KVPages
 from sarathi_jax.scheduling.lessons import Lessons
@@ -27,7 +28,8 @@ from sarathi_jax.scheduling.queues import RequestQueues
 from sarathi_jax.scheduling.request import Request, RequestState
 from sarathi_jax.scheduling.schedule import Schedule, ScheduledRow, StepResult
 from sarathi_jax.scheduling.steps_in_flight import StepsInFlight
-from sarathi_jax.scheduling.token_output import TokenOutput
+from sarathi_jax.scheduling.suspects import Suspects
+from sarathi_jax.scheduling.token_output import TokenOutput, ended_by, new_prompt_logprobs
 from sarathi_jax.scheduling.wrong_rows import wrong_rows
 
 # Places in a row, for the loop over all rows of a step: by number they are found in half the time.
@@ -82,9 +84,10 @@ class Scheduler:
         self._constrained: set[Request] = set()
         self._lessons = Lessons(self.policy, self.kv_pages, has_times=num_microbatches == 1)
         self._in_flight = StepsInFlight()
+        self.suspects = Suspects()
         self._newly_preempted: list[str] = []
         self._num_steps = 0
-        self._last_forced_step = -1
+        self._forced = ForcedPreemption(preempt_every_steps)
         self._was_prefill = False
 
     # ---- queries
@@ -132,15 +135,17 @@ class Scheduler:
 
     def view(self, now_s: float) -> View:
         """What the policy is shown."""
+        is_partial = self.suspects.is_hunting
         return View(
             now_s,
             self.limits,
             self._queues.running,
-            self._queues.waiting,
+            list(filter(self.suspects.may_run, self._queues.waiting)) if is_partial else self._queues.waiting,
             self.kv_pages,
             under_way=self._under_way(),
             num_free_slots=self._queues.num_free_slots,
             was_prefill=self._was_prefill,
+            is_partial=is_partial,
         )
 
     # ---- requests come and go
@@ -195,7 +200,11 @@ class Scheduler:
 
     def schedule(self, now_s: float) -> Schedule | None:
         """Plan the next step and carry the plan out on the host. Returns: what to run, or None if nothing can run now."""
-        self._force_preemption()
+        victim = self._forced.choose(self._queues.running, self._num_steps)
+        if victim is not None:
+            self._preempt(victim)
+        if self.suspects.is_hunting:
+            self.suspects.advance([*self._queues.running, *self._queues.waiting])
         view = self.view(now_s)
         plan = self.policy.plan(view)
         for request in plan.preempted:
@@ -241,7 +250,7 @@ class Scheduler:
                 continue
             if row[_START] + row[_NUM_TOKENS] >= request.next_block_end:
                 self.kv_pages.register(request, row.start + row.num_tokens)
-            prompt_logprobs = _new_prompt_logprobs(request, row, given) if given else None
+            prompt_logprobs = new_prompt_logprobs(request, row, given) if given else None
             if not row[_DOES_SAMPLE]:
                 if prompt_logprobs:
                     outputs.append(TokenOutput(request, request.sample_index, None, None, prompt_logprobs))
@@ -257,26 +266,27 @@ class Scheduler:
                 if reason is not None:
                     self._end(request, reason, now_s)
             stop_token_id = token_id if reason == "stop" and token_id in request.stop_token_ids else None
-            output = (request, request.sample_index, token_id, logprobs, prompt_logprobs, reason, stop_token_id)
+            output = (request, request.sample_index, token_id, logprobs, prompt_logprobs, reason, stop_token_id, None)
             outputs.append(new_output(TokenOutput, output))
         self._queues.free_rested_slots()
+        outputs += self._end_guilty(self.suspects.succeeded(requests, outputs), now_s)
         return outputs
 
-    def fail_step(self, schedule: Schedule) -> bool:
+    def fail_step(self, schedule: Schedule, now_s: float = 0.0) -> list[TokenOutput] | None:
         """A step failed and took all keys and values with it: every step in flight is given up, and all running requests start over.
 
-        They keep their tokens and wait in their order, before all others. Returns: False if an earlier failure had given this step up already.
+        They keep their tokens and wait in their order, before all others. Returns: those that end for it; None if an earlier failure had given this step up.
         """
         if self._in_flight.was_lost(schedule):
-            return False
-        self._in_flight.give_up(schedule)
+            return None
+        requests = self._in_flight.give_up(schedule)
         self._lessons.lost()
         for request in self._queues.running[::-1]:
             self._queues.stop(request)
             self.kv_pages.release(request)
         self._queues.free_rested_slots()
         self.kv_pages.forget_all()
-        return True
+        return self._end_guilty(self.suspects.failed(requests, self._queues.waiting), now_s)
 
     # ---- inside
 
@@ -347,8 +357,15 @@ class Scheduler:
         for request in wrong_rows(requests, schedule.rows, result, self.limits.vocab_size, bool(self._constrained)):
             self.kv_pages.distrust(request)
             self._end(request, "error", now_s)
-            outputs.append(TokenOutput(request, request.sample_index, None, finish_reason="error"))
+            outputs.append(ended_by(request, "numerical_error"))
         return outputs
+
+    def _end_guilty(self, guilty: Sequence[Request], now_s: float) -> list[TokenOutput]:
+        """End those that make steps fail, and samples of theirs that nothing is computed of yet: it is the prompt that does."""
+        ended = [each for request in guilty for each in (*request.parked_samples, request)]
+        for request in ended:
+            self._end(request, "error", now_s)
+        return [ended_by(request, "internal_error") for request in ended]
 
     def _take_first_token(self, request: Request, now_s: float) -> None:
         """The prompt is computed: its other samples can share the pages, if they are still there."""
@@ -357,17 +374,6 @@ class Scheduler:
         if request.state is RequestState.RUNNING:
             for sample in self._queues.unpark(request):
                 self.kv_pages.fork(request, sample)
-
-    def _force_preemption(self) -> None:
-        """For tests: every k-th step the youngest request that got a token since its admission starts over. So each admission brings a token."""
-        every = self.limits.preempt_every_steps
-        if every is None or self._num_steps % every != every - 1 or self._num_steps == self._last_forced_step:
-            return
-        for request in reversed(self._queues.running):
-            if request.num_tokens > request.num_prefill_tokens:
-                self._last_forced_step = self._num_steps  # once, however often this step is asked for in vain
-                self._preempt(request)
-                return
 
     def _preempt(self, request: Request) -> None:
         request.num_preemptions += 1
@@ -378,6 +384,7 @@ class Scheduler:
     def _end(self, request: Request, reason: FinishReason, now_s: float) -> None:
         """The one way out, from any state."""
         self._queues.leave(request)
+        self.suspects.left(request)
         self.kv_pages.release(request)
         self._constrained.discard(request)
         request.finish_reason = reason
@@ -390,10 +397,3 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Raises: AssertionError, with a sentence, if any two records of the same thing disagree."""
         check_scheduler(self._queues, self.kv_pages, self._in_flight.requests)
-
-
-def _new_prompt_logprobs(request: Request, row: ScheduledRow, given: list[TokenLogprobs]) -> list[TokenLogprobs] | None:
-    """Those of a row's prompt log-probabilities that were not delivered before a preemption; None if there are none."""
-    new = given[max(0, request.num_prompt_logprobs - row.start) :]
-    request.num_prompt_logprobs += len(new)
-    return new or None

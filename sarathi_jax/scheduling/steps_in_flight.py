@@ -43,12 +43,14 @@ class StepsInFlight:
         )
         return self._steps.popleft()[1]
 
-    def give_up(self, failed: Schedule) -> None:
-        """A step failed: it and all others are lost, with what they would have sampled."""
+    def give_up(self, failed: Schedule) -> list[Request]:
+        """A step failed: it and all others are lost, with what they would have sampled. Returns: who was in them."""
         assert any(schedule is failed for schedule, _ in self._steps), f"step {failed.step} is not in flight"
         for schedule, requests in self._steps:
             if schedule is not failed:
                 self._lost.add(schedule.step)
             for request in requests:
                 request.forget_pending()
+        lost = dict.fromkeys(request for _, requests in self._steps for request in requests)
         self._steps.clear()
+        return list(lost)

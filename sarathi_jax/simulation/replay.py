@@ -130,10 +130,8 @@ class _Run:
             case Idle(now_s):
                 schedule = self._scheduler.schedule(now_s)
                 _compare("a step", "none", "none" if schedule is None else f"{len(schedule.rows)} rows")
-            case Failed(step):
-                self._notes.break_off()
-                self._scheduler.fail_step(self._in_flight.pop(step)[0])
-                self._last_end_s = event.now_s
+            case Failed():
+                self._fail(event)
             case Aborted(request, now_s):
                 self._scheduler.abort(self._requests.facts(request).id, now_s)
             case Finished(request, reason, now_s):
@@ -166,6 +164,15 @@ class _Run:
         starts = {row.request: row.start for row in replayed}
         self._num_hits += sum(starts[request] for request, _, _ in event.admitted)
         self._in_flight[event.step] = schedule, event.now_s
+
+    def _fail(self, event: Failed) -> None:
+        self._notes.break_off()
+        outputs = self._scheduler.fail_step(self._in_flight.pop(event.step)[0], event.now_s)
+        ended = [(self._numbers[output.request.request_id], output.finish_reason) for output in outputs or ()]
+        _compare("requests that ended", event.ended, ended)
+        for number, _ in event.ended:
+            self._notes.forget(number)
+        self._last_end_s = event.now_s
 
     def _complete(self, event: Completed) -> None:
         schedule, start_s = self._in_flight.pop(event.step)

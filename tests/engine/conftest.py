@@ -80,7 +80,7 @@ class FakeExecutor:
         self.free_s = 0.0
         self.failing_steps: set[int] = set()
         self.bad_requests: set[str] = set()
-        self.num_steps = 0
+        self.num_steps = self.num_lost = 0
         self.is_closed = False
         self.schedules: list[Schedule] = []
         self._history: dict[int, list[int | None]] = {}
@@ -95,6 +95,16 @@ class FakeExecutor:
         else:
             outcome = self._run(schedule)
         return FakeHandle(FakeShape(-(-schedule.num_tokens // 8) * 8), self.clock, self.free_s, outcome)
+
+    @property
+    def generation(self) -> int:
+        return self.num_lost
+
+    def forget_state(self, generation: int) -> None:
+        """As the real one: all history is lost, once for all steps in flight."""
+        if generation == self.num_lost:
+            self.num_lost += 1
+            self._history.clear()
 
     def close(self) -> None:
         self.is_closed = True

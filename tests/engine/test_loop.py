@@ -117,15 +117,15 @@ def test_failed_steps_change_no_token(make_rig: MakeRig, expected_tokens: Expect
 
 
 @pytest.mark.parametrize("overlap", [True, False])
-def test_three_failures_in_a_row_are_too_many(make_rig: MakeRig, overlap: bool):
+def test_failures_whoever_is_in_the_step_are_too_many(make_rig: MakeRig, overlap: bool):
+    """Nobody ends for it. Seven are suspected in the end: so many failures are allowed as several to blame may take."""
     rig = make_rig(overlap=overlap)
     rig.executor.failing_steps = set(range(4, 100))
     add_all(rig)
-    with pytest.raises(
-        EngineError, match=r"At most 2 steps may fail in a row, got one more: Step \d+ must run.* Start"
-    ):
+    with pytest.raises(EngineError, match=r"got another failure, whoever was in them: Step \d+ must run.* Start"):
         rig.drain()
-    assert rig.executor.num_steps <= 4 + (6 if overlap else 3)
+    assert rig.engine.scheduler.num_running + rig.engine.scheduler.num_waiting == len(PROMPTS)
+    assert rig.executor.num_steps <= 4 + 17 + (2 if overlap else 0)
 
 
 @pytest.mark.parametrize("overlap", [True, False])
@@ -153,11 +153,13 @@ def test_a_success_between_failures_starts_the_count_again(make_rig: MakeRig, ex
 def test_steps_that_fail_every_time_they_count_are_given_up(make_rig: MakeRig):
     """Overlapped: the step behind a failed one runs well, but is of no use. It must not start the count again."""
     rig = make_rig(overlap=True)
-    rig.executor.failing_steps = set(range(0, 1000, 2))
+    rig.executor.failing_steps = {0, 2, *range(4, 100)}
     rig.engine.add_request([9], params(6))
-    with pytest.raises(EngineError, match="may fail in a row"):
+    assert rig.outputs()["request-0"].outputs[0].stop_reason == "internal_error"
+    rig.engine.add_request([9], params(6))
+    with pytest.raises(EngineError, match="whoever was in them"):
         rig.drain()
-    assert rig.executor.num_steps < 10
+    assert rig.executor.num_steps < 15
 
 
 def test_a_failed_step_is_logged(make_rig: MakeRig, caplog: pytest.LogCaptureFixture):

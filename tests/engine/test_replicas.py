@@ -93,6 +93,7 @@ def test_what_others_brought_when_one_engine_failed_comes_with_the_next_turn(mak
     replicas = EngineReplicas([good.engine, bad.engine])
     kept = replicas.add_request([65], replace(GREEDY, max_tokens=20))
     replicas.add_request([66], GREEDY)
+    bad.engine.add_request([67], GREEDY)  # with one alone it might be that one's fault
     tokens: list[int] = []
     num_raised = 0
     for _ in range(60):

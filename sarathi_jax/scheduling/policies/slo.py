@@ -142,6 +142,8 @@ class SloPolicy:
 
     def _waiting(self, view: View) -> list[Request]:
         """Those who may be admitted: who is at the front of the queue for having run before, and the first of each line."""
+        if view.is_partial:
+            return list(view.waiting)
         waiting = list(
             takewhile(lambda each: each.first_scheduled_s is not None or each.sample_index > 0, view.waiting)
         )
