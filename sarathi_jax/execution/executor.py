@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from sarathi_jax.errors import EngineError
+from sarathi_jax.errors import EngineError, GroupError
 from sarathi_jax.execution.buckets import Bucket, BucketTable, Variant, largest_first
 from sarathi_jax.execution.device_runner import Runner, StepWords
 from sarathi_jax.execution.device_state import pack_masks, pack_slot
@@ -62,7 +62,7 @@ class JaxExecutor:
             np.asarray(self.runner.run_step(bucket, packed))
 
     def submit(self, schedule: Schedule) -> "JaxStepHandle":
-        """Dispatch a step; returns at once. A fault of the device is raised by the handle."""
+        """Dispatch a step; returns at once. What goes wrong is raised by the handle, be it the device's fault or the host's. Raises: GroupError."""
         first_rows = [row for row in schedule.rows if row.is_first]
         for row in first_rows:
             self._slots.variants[row.batch_slot] = variant_of(row.sampling)
@@ -73,18 +73,20 @@ class JaxExecutor:
             is_decode_only=schedule.is_decode_only,
             variant=self._slots.variant(schedule.rows),
         )
-        packed = pack(schedule, bucket, self.geometry, self._slots)
         handle = JaxStepHandle(
             self, schedule, bucket, self._num_ticks + self.num_stages - 1, generation=self._num_lost_states
         )
         try:
+            packed = pack(schedule, bucket, self.geometry, self._slots)
             for row in first_rows:
                 self._set_slot(row)
             masks = [(row.batch_slot, row.token_mask) for row in schedule.rows if row.token_mask is not None]
             if masks:
                 self.runner.set_masks(pack_masks(masks, self.geometry))
             self._tick(Microbatch(bucket, packed))
-        except jax.errors.JaxRuntimeError as error:
+        except GroupError:
+            raise
+        except Exception as error:
             # At once: the next step may be submitted before this one's result is asked for.
             handle.error = error
             self.forget_state(handle.generation)
@@ -186,12 +188,15 @@ class JaxStepHandle:
                     f"Step {self._schedule.step} must keep its KV pages, got a failure of a step before it."
                 )
             bucket, words = self._executor.read(self._tick)
-        except jax.errors.JaxRuntimeError as error:
+            return read_step_output(words, self._schedule, bucket)
+        except EngineError:
+            raise
+        except Exception as error:
+            said = str(error) if isinstance(error, jax.errors.JaxRuntimeError) else repr(error)
             self._executor.forget_state(self.generation)
             raise EngineError(
-                f"Step {self._schedule.step} ({self.bucket.name}) must run to its end, got {str(error)[:500]}: its requests are computed again."
+                f"Step {self._schedule.step} ({self.bucket.name}) must run to its end, got {said[:500]}: its requests are computed again."
             ) from error
-        return read_step_output(words, self._schedule, bucket)
 
 
 def variant_of(sampling: SamplingParams) -> Variant:

@@ -4,14 +4,13 @@ The oracle is the undisturbed run, in an engine of its own. The fake device's to
 penalties and a minimum length make them on a real one.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sarathi_jax import LLM
 from sarathi_jax.errors import RequestError
 from sarathi_jax.sampling_params import SamplingParams
 from sarathi_jax.text.tokenizer import Tokenizer
@@ -135,52 +134,3 @@ def test_a_stop_token_among_the_first_min_tokens_has_ended_nothing(make_rig: Mak
 
 def test_a_greedy_request_needs_no_seed(make_rig: MakeRig):
     make_rig().engine.add_request(PROMPT, params(seed=None, temperature=0.0), output_token_ids=[5])
-
-
-# ---- on the real engine
-
-
-@pytest.fixture(scope="module")
-def llm() -> Iterator[LLM]:
-    llm = LLM("demo", num_pages=34, page_size=8, token_budget=128, max_num_seqs=8, max_model_len=120)
-    yield llm
-    llm.close()
-
-
-REAL: list[tuple[str, dict[str, Any]]] = [
-    ("Sort these words: pear apple fig kiwi plum", {"temperature": 0.0, "ignore_eos": True}),
-    ("Count from 3 to 19:", {"temperature": 0.9, "top_p": 0.9, "ignore_eos": True}),
-    (
-        "Count from 3 to 9:",
-        {"temperature": 0.0, "repetition_penalty": 1.4, "frequency_penalty": 0.8, "ignore_eos": True},
-    ),
-    (
-        "What is a KV page?",
-        {"temperature": 0.8, "presence_penalty": 1.5, "logprobs": 2, "prompt_logprobs": 1, "min_tokens": 9},
-    ),
-    ("2+3=", {"temperature": 0.7, "min_tokens": 12, "logit_bias": {70: 1.0}}),
-]
-
-
-@pytest.mark.parametrize(("prompt", "options"), REAL, ids=str)
-def test_on_the_real_engine(llm: LLM, prompt: str, options: dict[str, Any]):
-    """At every split point, all of them at once, so that they share steps with one another."""
-    asked = params(20, **options)
-    whole = llm.generate([prompt], asked)[0]
-    [before] = whole.outputs
-    names = [
-        llm.engine.add_request(prompt, asked, output_token_ids=before.token_ids[:split])
-        for split in range(1, len(before.token_ids))
-    ]
-    outputs: dict[str, Any] = {}
-    while llm.engine.has_unfinished:
-        outputs |= {event.request_id: event.output for event in llm.engine.step() if event.output is not None}
-    assert len(names) >= 4
-    for split, name in enumerate(names, 1):
-        [sample] = outputs[name].outputs
-        assert (sample.token_ids, sample.text) == (before.token_ids, before.text), f"after {split} tokens"
-        assert (sample.finish_reason, sample.stop_reason) == (before.finish_reason, before.stop_reason)
-        # Steps of other shapes add in another order: 5e-5 is what tests/engine/test_same_tokens.py allows logits.
-        for one, other in zip(sample.logprobs or [], (before.logprobs or [])[split:], strict=True):
-            assert (one.rank, [token for token, _ in one.top]) == (other.rank, [token for token, _ in other.top])
-            assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
