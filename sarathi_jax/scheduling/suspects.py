@@ -1,11 +1,15 @@
 """Which request makes steps fail: after a second failure its suspects are halved, again and again, until one is left. Knows nothing of queues or of the device.
 
 A request that was in a failed step is under suspicion until it has brought a token. If it is in one that fails again, a *hunt* begins: half of those who were in
-both are tried, and all other suspects wait, as does whoever has not shown that it does no harm. A group that fails is halved; of one whose members all
-bring a token nobody was it, so the other half is tried next. Whoever fails with no other suspect beside it is *accused*: it waits until all others have been
-tried, and ends once a step without it has gone well, which shows that the device works; if one without it failed as well, it is tried again first. One that was in steps that went well, too, as with the first chunks of its prompt, is tried NUM_TRIES times
-before that. If none does, whoever is in it, nobody is to blame, and the hunt is given up. A request that has nobody to
-show that for it ends nevertheless, once; if then the next one fares no better, the hunt is given up too.
+both are tried, and all other suspects wait, as does whoever has not shown that it does no harm. A group that fails is halved; of one whose members all bring a
+token nobody was it, so the other half is tried next. Whoever fails with no other suspect beside it is *accused*, and waits until all others have been tried.
+It ends once a step without it has gone well, which shows that the device works; if one without it failed as well, it is tried again first.
+
+Chance is not to cost anybody its request: nobody is accused before it was in MIN_FAILURES failures that no other one is accused for; and who was in steps that
+went well, as with the first chunks of its prompt, only at the NUM_TRIES-th failure of a step in which it is the only suspect.
+
+If every step fails, whoever is in it, the hunt is given up, and nobody ends. A request that is alone has nobody to show that the device works: it ends, and the
+hunt is given up if the next one fares no better.
 
 While a hunt is on, only one step may be in flight, so that it is known who was in the one that failed.
 """
@@ -16,9 +20,7 @@ from sarathi_jax.scheduling.request import Request
 from sarathi_jax.scheduling.token_output import TokenOutput
 
 MAX_FAILURES_IN_A_ROW = 3  # without a hunt; one has room for several that are to blame
-MIN_FAILURES = (
-    4  # of steps that somebody was in without a token in between, before it is accused: it may have been chance
-)
+MIN_FAILURES = 4  # since the last token
 NUM_TRIES = 4
 
 
