@@ -140,7 +140,7 @@ class StepLoop:
             raise
         except EngineError as error:
             return self._give_up(flight.schedule, error)
-        if not is_lost and result.is_finite is not None and self._is_failure(flight.schedule, result.is_finite):
+        if not is_lost and self._is_failure(flight.schedule, result.is_finite):
             return self._give_up(
                 flight.schedule, EngineError(f"Step {flight.schedule.step} must have finite logits, got none.")
             )
@@ -153,12 +153,12 @@ class StepLoop:
             self.recorder.completed(flight.schedule, bucket, outputs, self.completed_s, is_lost)
         return outputs
 
-    def _is_failure(self, schedule: Schedule, is_finite: list[bool]) -> bool:
+    def _is_failure(self, schedule: Schedule, is_finite: list[bool] | None) -> bool:
         """Whether a step in which not a single row's logits are finite is to be run again. If the next one is like it, its requests end, each for itself.
 
         Raises: EngineError if that happens to step after step.
         """
-        if any(is_finite):
+        if is_finite is None or any(is_finite):
             self._num_without_sense = 0
             return False
         if len(is_finite) == 1:

@@ -6,13 +6,16 @@ The oracle is `expected_tokens`, which knows no engine. Rows B-J01 to B-J04 and 
 import logging
 import random
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sarathi_jax.engine.explain import explain
 from sarathi_jax.engine.faulty_executor import FaultyExecutor
+from sarathi_jax.engine.flight_record import Failed, read_record
 from sarathi_jax.errors import EngineError
 from sarathi_jax.faults import Fault, parse_faults
 from sarathi_jax.sampling_params import SamplingParams
@@ -125,10 +128,23 @@ def test_a_poison_request_under_every_policy(make_rig: MakeRig, expected_tokens:
     check(outputs, batch, [5], expected_tokens)
 
 
+@pytest.mark.parametrize("policy", sorted(POLICIES))
 @pytest.mark.parametrize("overlap", [True, False])
-def test_who_comes_during_a_hunt_waits_and_is_served(make_rig: MakeRig, expected_tokens: Expected, overlap: bool):
+def test_who_comes_during_a_hunt_waits_and_is_served(
+    make_rig: MakeRig, expected_tokens: Expected, overlap: bool, policy: str
+):
     """A poison request that came in meanwhile would put the blame on another one."""
-    rig = faulty(make_rig(overlap=overlap, **ROOMY), f"step.poison={POISON}")
+    options = {**ROOMY, "token_budget": 256, "num_pages": 600}
+    rig = faulty(make_rig(overlap=overlap, policy=policy, **options), f"step.poison={POISON}")
+    schedule, suspects = rig.engine.scheduler.schedule, rig.engine.scheduler.suspects
+
+    def watched(now_s: float) -> Any:
+        found = schedule(now_s)
+        requests = [rig.engine.scheduler.get(row.request_id) for row in found.rows] if found else []
+        assert all(suspects.may_run(request) for request in requests)
+        return found
+
+    rig.engine.scheduler.schedule = watched
     batch = prompts(12, [3, 9])
     outputs: dict[int, Any] = {}
     arriving = list(enumerate(batch))
@@ -252,6 +268,14 @@ def test_b_j04_no_row_is_finite_once(make_rig: MakeRig, expected_tokens: Expecte
     check(outputs, batch, (), expected_tokens)
 
 
+def test_b_j04_no_row_is_finite_now_and_then(make_rig: MakeRig, expected_tokens: Expected):
+    """A step that goes well in between starts the count again."""
+    outputs, _ = run(
+        faulty(make_rig(overlap=False, **ROOMY), "step.nan_all@2,step.nan_all@5,step.nan_all@8"), prompts(8)
+    )
+    check(outputs, prompts(8), (), expected_tokens)
+
+
 def test_b_j04_no_row_is_finite_twice(make_rig: MakeRig, expected_tokens: Expected):
     """Those of the second step end, and the engine goes on."""
     rig = faulty(make_rig(overlap=False, **ROOMY), "step.nan_all@4-5")
@@ -270,6 +294,52 @@ def test_b_j04_no_row_is_ever_finite(make_rig: MakeRig):
 def test_a_single_row_that_is_not_finite_is_its_own_fault(make_rig: MakeRig):
     outputs, num_failed = run(faulty(make_rig(), "step.nan_all@2"), prompts(1))
     assert (outputs[0].stop_reason, num_failed) == ("numerical_error", 0)
+
+
+@pytest.mark.parametrize("guilty", [3, 11])
+def test_a_step_that_fails_before_the_one_in_flight_is_read(make_rig: MakeRig, expected_tokens: Expected, guilty: int):
+    """As the real executor does where a step can't be dispatched: the handle of the step before it tells first. The blame is not on those who were in that one."""
+    batch = [[POISON if place == guilty else 50 + place, *range(60, 75)] for place in range(12)]
+    rig = make_rig(overlap=True, **{**ROOMY, "token_budget": 16})
+    submit, device = rig.executor.submit, rig.executor
+
+    class Handle:
+        def __init__(self, inner: Any) -> None:
+            self._inner, self._generation = inner, device.num_lost
+            self.bucket, self.is_ready = inner.bucket, inner.is_ready
+
+        def result(self) -> Any:
+            if device.num_lost != self._generation:
+                raise EngineError("Its pages must be there, got a failure of another step.")
+            return self._inner.result()
+
+    def dispatch(schedule: Any) -> Any:
+        handle = Handle(submit(schedule))
+        if any(row.request_id == str(guilty) for row in schedule.rows):
+            device.forget_state(device.num_lost)
+        return handle
+
+    rig.executor.submit = dispatch
+    outputs, num_failed = run(rig, batch)
+    check(outputs, batch, [guilty], expected_tokens)
+    assert num_failed <= 8
+
+
+def test_a_replay_tells_who_ended_for_a_failed_step(make_rig: MakeRig, tmp_path: Path):
+    rig = faulty(make_rig(), f"step.poison={POISON}")
+    run(rig, prompts(1, [0]))
+    rig.engine.recorder.dump(tmp_path / "run.jsonl")
+    record = read_record(tmp_path / "run.jsonl")
+    assert replay(record).difference is None
+    place, failed = next(
+        (place, event) for place, event in enumerate(record.events) if isinstance(event, Failed) and event.ended
+    )
+    assert failed.ended == [(0, "error")]
+    record.events[place] = Failed(failed.step, failed.now_s)
+    found = replay(record).difference
+    assert found is not None and (found.event, found.what) == (place, "requests that ended")
+    explanation = explain(read_record(tmp_path / "run.jsonl"), "0")
+    assert explanation.end == "error" and explanation.num_tokens == 0
 
 
 # ---- many
@@ -350,8 +420,6 @@ def test_any_mix_of_faults(
     options: dict[str, Any],
 ):
     """Poison requests, failed steps, aborts. And the flight record of the run can be replayed (B-J10: with forced preemptions too)."""
-    from sarathi_jax.engine.flight_record import read_record
-
     rng = random.Random(seed)
     batch = [[POISON if place in guilty else 50 + place, *range(rng.randint(0, 30))] for place in range(12)]
     faults = parse_faults(f"step.poison={POISON},step.raise.after_donate@/{failing}")
