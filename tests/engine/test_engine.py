@@ -242,8 +242,8 @@ def test_prefix_hits_are_counted_and_salts_keep_requests_apart(make_rig: MakeRig
 
 WRONG = [
     ([], {}, "prompt", "The prompt must hold at least one token, got none"),
-    ([1, 256], {}, "prompt", "between 0 and 255 .*got 256 at position 1"),
-    ([-1], {}, "prompt", "got -1 at position 0"),
+    ([1, 256], {}, "prompt[1]", "between 0 and 255 .*got 256 at position 1"),
+    ([-1], {}, "prompt[0]", "got -1 at position 0"),
     ([1.5], {}, "prompt", "whole numbers below 256"),
     ([True], {}, "prompt", "whole numbers below 256"),
     (5, {}, "prompt", "must be a text or a list of token ids, got int"),

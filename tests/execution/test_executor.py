@@ -102,10 +102,10 @@ def test_the_fault_is_named(tiny: Any):
 
 
 @pytest.mark.parametrize("overlap", [True, False])
-def test_a_step_that_always_fails_is_given_up_after_three_tries(tiny: Any, expected: list[list[int]], overlap: bool):
-    faults = Faults(while_running={5, 6, 7, 8, 9})
+def test_steps_that_always_fail_are_given_up(tiny: Any, expected: list[list[int]], overlap: bool):
+    faults = Faults(while_running=set(range(5, 100)))
     engine = tiny.with_steps(faults).engine(overlap=overlap)
-    with pytest.raises(EngineError, match=r"At most 2 steps may fail in a row, got one more: Step .* Start the engine"):
+    with pytest.raises(EngineError, match=r"another failure, whoever was in them: Step .* Start the engine"):
         tiny.run_on(engine, *CALLS)
     for number in range(len(CALLS)):
         engine.abort(f"request-{number}")
@@ -150,7 +150,7 @@ def test_logits_that_are_not_finite_end_their_request_alone(
     calls = [(prompt, greedy(**options)) for prompt in PROMPTS]
     outputs = poisoned.run(*calls[:2], (broken, greedy(**options)), *calls[2:], overlap=overlap)
     failed = outputs.pop(2).outputs[0]
-    assert (failed.finish_reason, failed.token_ids, failed.stop_reason) == ("error", [], None)
+    assert (failed.finish_reason, failed.token_ids, failed.stop_reason) == ("error", [], "numerical_error")
     assert [output.outputs[0].token_ids for output in outputs] == expected
 
 
@@ -172,13 +172,12 @@ def test_pages_of_a_broken_request_are_not_found_by_others(poisoned: Any, tiny: 
     assert broken.outputs[0].finish_reason == "error"
 
 
-def test_nan_weights_end_every_request_and_the_engine_stays_up(tiny: Any):
+def test_nan_weights_are_a_fault_of_the_engine(tiny: Any):
+    """The first step is run again, those of the second end, and with the third it is clear that it is not the requests."""
     sick = tiny.with_param("norm.scale", lambda scale: scale * jnp.nan)
     engine = sick.engine()
-    for _ in range(2):
-        outputs = sick.run_on(engine, *CALLS)
-        assert [output.outputs[0].finish_reason for output in outputs] == ["error"] * len(CALLS)
-    assert engine.scheduler.num_free_pages == engine.scheduler.limits.num_pages
+    with pytest.raises(EngineError, match="Some row of 3 steps must have finite logits"):
+        sick.run_on(engine, *CALLS, *CALLS, *CALLS)
 
 
 def test_closing_twice_is_no_error(tiny: Any):
