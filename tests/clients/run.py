@@ -48,6 +48,7 @@ class Client:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
+TORCH = "torch==2.13.0"
 CLIENTS = {
     "litellm": Client(script="with_litellm.py", installs=(("litellm==1.110.2",),)),
     "langchain-openai": Client(script="with_langchain.py", installs=(("langchain-openai==1.7.4",),)),
@@ -56,6 +57,30 @@ CLIENTS = {
         expected="lm_eval/expected.py",
         installs=(("lm-eval[api]==0.4.13", "transformers==5.24.0"),),
         gigabytes=2,
+    ),
+    "guidellm": Client(
+        script="with_guidellm.py", installs=((TORCH,), ("guidellm==0.8.1",)), python="3.11", gigabytes=6
+    ),
+    "vllm-bench": Client(
+        script="with_vllm_bench.py",
+        # Without a target vLLM's benchmark installs as pure Python; without a version of its own pip takes one of years ago.
+        installs=(
+            (
+                TORCH,
+                "setuptools",
+                "setuptools-scm",
+                "setuptools-rust",
+                "packaging",
+                "jinja2",
+                "wheel",
+                "cmake",
+                "ninja",
+            ),
+            ("--no-binary", "vllm", "--no-build-isolation", "vllm==0.32.0", "pandas"),
+        ),
+        python="3.11",
+        gigabytes=8,
+        environment={"VLLM_TARGET_DEVICE": "empty", "VLLM_VERSION_OVERRIDE": "0.32.0"},
     ),
 }
 
