@@ -15,8 +15,9 @@ MAX_SCHEMA_DEPTH = 32
 MAX_SCHEMA_NODES = 2000
 MAX_ENUM = 500
 MAX_REGEX_CHARS = 512
-MAX_GRAMMAR_BYTES = 16 * 1024
+MAX_GRAMMAR_BYTES = 64 * 1024
 MAX_CHOICES = 500
+MAX_CHOICE_BYTES = 16 * 1024
 
 
 def _field(default: Any, help_text: str) -> Any:
@@ -25,7 +26,7 @@ def _field(default: Any, help_text: str) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StructuredOutput:
-    """Exactly one of these. JSON comes without spaces or newlines between its parts.
+    """Exactly one of these. JSON comes on one line, with one space at most after a comma or a colon.
 
     json_schema: as a mapping or as JSON text; kept as JSON text, with its properties in the order they came in, which is the order of the output.
     Raises: RequestError, with `param`, if there is none or several, or one is not of its form or over its limit.
@@ -136,8 +137,8 @@ def _checked_choice(choice: Any) -> tuple[str, ...]:
     if not 1 <= len(choice) <= MAX_CHOICES:
         raise _wrong("choice", f"1 to {MAX_CHOICES} strings", len(choice), "pass that many")
     num_bytes = sum(_check_text("choice", each) for each in choice)
-    if num_bytes > MAX_GRAMMAR_BYTES:
-        raise _wrong("choice", f"at most {MAX_GRAMMAR_BYTES} bytes in all", num_bytes, "use shorter ones")
+    if num_bytes > MAX_CHOICE_BYTES:
+        raise _wrong("choice", f"at most {MAX_CHOICE_BYTES} bytes in all", num_bytes, "use shorter ones")
     return tuple(choice)
 
 

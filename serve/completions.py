@@ -14,6 +14,7 @@ from sarathi_jax.serve.body import read_body
 from sarathi_jax.serve.envelope import Envelope
 from sarathi_jax.serve.front import Front, usage
 from sarathi_jax.serve.generation import Piece
+from sarathi_jax.serve.output_form import read_form
 from sarathi_jax.serve.respond import json_answer, needs_usage, stream_answer
 from sarathi_jax.serve.route_docs import described
 from sarathi_jax.serve.schemas import CompletionBody
@@ -28,8 +29,10 @@ def completions_router(front: Front) -> APIRouter:
         try:
             body = await read_body(request, CompletionBody)
             front.check_model(body.model)
+            form = read_form(body)
             prompts, texts = await read_prompts(front, body)
-            params = front.reader.read(body, len(prompts))
+            params = front.reader.read(body, len(prompts), structured=form.structured)
+            await front.forms.check(form)
             answer = front.answer(request, ticket, body, prompts, params)
         except BaseException:
             ticket.close()

@@ -56,6 +56,9 @@ class ServeConfig:
     generation_config: Literal["auto", "none"] = _field(
         "auto", "auto: a request's defaults come from the model's generation_config.json"
     )
+    tool_call_format: Literal["auto", "json", "llama3_json", "hermes", "mistral"] = _field(
+        "auto", "how the model writes calls of tools; auto: by its chat template"
+    )
     metrics_prefix: str = _field(
         "sarathi_jax", "what the names of metrics begin with; vllm: vLLM's own names and buckets"
     )

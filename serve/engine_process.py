@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sarathi_jax.config import EngineConfig
-from sarathi_jax.errors import EngineError, RequestError, SarathiError
+from sarathi_jax.errors import EngineError, ModelError, RequestError, SarathiError
 from sarathi_jax.gpu_defaults import apply_defaults, import_jax_quietly
 from sarathi_jax.group.place import find_place
 from sarathi_jax.outputs import StreamEvent
+from sarathi_jax.serve.constraint_queue import ConstraintQueue
 from sarathi_jax.serve.link import EngineLink, LinkError
 from sarathi_jax.serve.log import logging_to
 from sarathi_jax.serve.messages import (
@@ -44,9 +45,11 @@ from sarathi_jax.serve.step_report import StepReporter
 if TYPE_CHECKING:
     from sarathi_jax.checkpoints.model_source import ModelSource
     from sarathi_jax.engine.replicas import AnyEngine
+    from sarathi_jax.scheduling.constraint import Constraint
     from sarathi_jax.started_engine import StartedEngine
 
 IDLE_WAIT_S = 0.5
+CONSTRAINT_WAIT_S = 1e-3
 PR_SET_PDEATHSIG = 1
 
 
@@ -110,6 +113,9 @@ def start_engine(start: Start, link: EngineLink) -> "StartedEngine":
         link.send(Found(None if source.folder is None else str(source.folder)))
 
     started = StartedEngine(config, progress=start.progress, found=found)
+    if started.constraints is not None:
+        with contextlib.suppress(RequestError, ModelError):  # told to whoever asks for structured output
+            started.constraints.prepare()
     # What was made until now stays: collecting garbage need not look through it while steps wait.
     gc.collect()
     gc.freeze()
@@ -147,6 +153,7 @@ class Session:
         self._engine: AnyEngine = started.engine
         self._link = link
         self._reporter = StepReporter(started.engines, started.compile_ledger)
+        self._constraints = ConstraintQueue(started.constraints)
         self._is_stopped = False
         # Engine's request id -> the front's number, and the sample that it is, where it is one alone.
         self._numbers: dict[str, tuple[int, int | None]] = {}
@@ -162,12 +169,19 @@ class Session:
     def run(self) -> None:
         """Until stopped. Raises: LinkError if the front has gone; EngineError if the engine can't go on."""
         while not self._is_stopped:
-            for message in self._link.poll(0.0 if self._engine.has_unfinished else IDLE_WAIT_S):
+            for message in self._link.poll(self._wait_s()):
                 self._take(message)
+            for made in self._constraints.take():
+                self._queue(*made)
             if self._engine.has_unfinished:
                 self._step()
-            if self._reporter.is_due(is_busy=self._engine.has_unfinished):
+            if self._reporter.is_due(is_busy=self._engine.has_unfinished or self._constraints.has_work):
                 self._link.send(self._reporter.report())
+
+    def _wait_s(self) -> float:
+        if self._engine.has_unfinished:
+            return 0.0
+        return CONSTRAINT_WAIT_S if self._constraints.has_work else IDLE_WAIT_S
 
     def _take(self, message: ToEngine) -> None:
         self._takers[type(message)](message)
@@ -178,9 +192,17 @@ class Session:
             self._link.send(Tokens(self._engine.clock.now(), events))
 
     def _add(self, message: Add) -> None:
+        if message.params.structured is None:
+            self._queue(message)
+        else:
+            self._constraints.add(message)
+
+    def _queue(self, message: Add, constraint: "Constraint | SarathiError | None" = None) -> None:
         # A sample of several that goes on alone needs a name of its own.
         request_id = message.request_id if message.sample is None else f"{message.request_id}-{message.sample}"
         try:
+            if isinstance(constraint, SarathiError):
+                raise constraint
             self._engine.add_request(
                 message.prompt_token_ids,
                 message.params,
@@ -190,14 +212,16 @@ class Session:
                 slo_class=message.slo_class,
                 client=message.client,
                 output_token_ids=message.output_token_ids,
+                constraint=constraint,
             )
-        except RequestError as error:
-            self._link.send(Refused(message.number, str(error), error.param))
+        except (RequestError, ModelError) as error:
+            self._link.send(Refused(message.number, str(error), getattr(error, "param", None)))
             return
         self._numbers[request_id] = (message.number, message.sample)
         self._request_ids.setdefault(message.number, []).append(request_id)
 
     def _abort(self, message: Abort) -> None:
+        self._constraints.drop(message.number)
         for request_id in self._request_ids.pop(message.number, ()):
             self._engine.abort(request_id)
             self._numbers.pop(request_id, None)

@@ -21,10 +21,12 @@ from sarathi_jax.serve.latency import RecentLatency
 from sarathi_jax.serve.live_request import RequestSpec
 from sarathi_jax.serve.messages import EngineFacts
 from sarathi_jax.serve.metrics import Metrics
+from sarathi_jax.serve.output_form import FormChecker
 from sarathi_jax.serve.prompts import Prompts
 from sarathi_jax.serve.sampling import SamplingReader, model_defaults
 from sarathi_jax.serve.schemas import SamplingBody
 from sarathi_jax.serve.token_texts import TokenTexts
+from sarathi_jax.text.tool_calls import ToolCallFormat
 
 type FrontState = Literal["starting", "ready", "restarting", "draining", "dead"]
 
@@ -44,7 +46,9 @@ class Front:
         self.is_draining = False
         self.token_texts = TokenTexts(None)
         self._prompts: Prompts | None = None
+        self.tool_format: ToolCallFormat | None = None
         self._reader: SamplingReader | None = None
+        self._forms: FormChecker | None = None
 
     async def prepare(self) -> None:
         """Load the model's texts when it is found, and learn its limits when it is ready. Raises: ModelError."""
@@ -52,15 +56,18 @@ class Front:
         self._prompts = await asyncio.to_thread(Prompts, folder)
         defaults = {} if self.config.generation_config == "none" else model_defaults(folder)
         self.token_texts = TokenTexts(self._prompts.tokenizer)
+        self.tool_format = self._prompts.tool_format(self.config.tool_call_format)
         self._reader = SamplingReader(defaults, self.config.max_samples)
         await self.client.ready.wait()
         facts = self.facts
+        self._forms = FormChecker(folder, facts.limits.vocab_size, facts.eos_token_ids)
         self.admission.num_slots = facts.limits.max_num_seqs * facts.num_replicas
         self.metrics.begin(self.model_names[0])
 
     def close(self) -> None:
-        if self._prompts is not None:
-            self._prompts.close()
+        for part in (self._prompts, self._forms):
+            if part is not None:
+                part.close()
 
     @property
     def state(self) -> FrontState:
@@ -90,6 +97,11 @@ class Front:
         return self._reader
 
     @property
+    def forms(self) -> FormChecker:
+        assert self._forms is not None, "the engine has been ready"
+        return self._forms
+
+    @property
     def model_names(self) -> tuple[str, ...]:
         return self.config.served_model_name or (self.facts.model,)
 
@@ -107,7 +119,7 @@ class Front:
         if self.is_draining:
             message = "The server is shutting down."
             raise ApiError(503, "server_shutting_down", message, headers={"Retry-After": "5", "Connection": "close"})
-        if self.client.state != "ready" or self._reader is None:
+        if self.client.state != "ready" or self._forms is None:
             message = f"The engine is not available ({self.client.state}). Try again in a moment."
             raise ApiError(503, "engine_unavailable", message, headers={"Retry-After": "2"})
 

@@ -1,6 +1,7 @@
 """From text and messages to token ids: short texts at once, long ones in a thread, and what can't fit is refused before any of that."""
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,7 @@ from sarathi_jax.serve.schemas import Message
 from sarathi_jax.text.chat import encode_chat
 from sarathi_jax.text.chat_template import ChatTemplate
 from sarathi_jax.text.tokenizer import Tokenizer
+from sarathi_jax.text.tool_calls import FORMATS, ToolCallFormat, detect_format
 
 INLINE_CHARS = 4096
 NUM_THREADS = 4
@@ -37,6 +39,13 @@ class Prompts:
     @property
     def has_template(self) -> bool:
         return self._template is not None
+
+    def tool_format(self, asked: str) -> ToolCallFormat | None:
+        """How the model writes calls of tools; None if its template does not tell it of any. asked: a format's name, or "auto"."""
+        if self._template is None:
+            return None
+        name = detect_format(self._template.source(has_tools=True)) if asked == "auto" else asked
+        return None if name is None else FORMATS[name]
 
     async def encode(self, text: str, *, max_tokens: int, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text. max_tokens: how many can be of use. Raises: RequestError, ApiError."""
@@ -117,6 +126,17 @@ def _plain(message: Message) -> dict[str, Any]:
         plain["content"] = "".join(part.text for part in message.content)
     elif message.content is None:
         plain["content"] = ""
+    for call in plain.get("tool_calls", ()):
+        call["function"]["arguments"] = _arguments(call["function"]["arguments"])
     if message.role == "developer":
         plain["role"] = "system"
     return plain
+
+
+def _arguments(text: str) -> Any:
+    """A call's arguments as templates want them, which write them as JSON themselves; text that is no JSON object stays as it is."""
+    try:
+        value = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        return text
+    return value if isinstance(value, dict) else text

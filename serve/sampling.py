@@ -10,6 +10,7 @@ from sarathi_jax.errors import ModelError, RequestError
 from sarathi_jax.sampling_params import SamplingParams
 from sarathi_jax.serve.errors import ApiError
 from sarathi_jax.serve.schemas import ChatBody, CompletionBody, SamplingBody
+from sarathi_jax.structured import StructuredOutput
 from sarathi_jax.text.model_files import read_json_object
 
 MAX_INT32 = 2**31 - 1
@@ -50,8 +51,10 @@ class SamplingReader:
         self._max_samples = max_samples
         self._random = random.SystemRandom()
 
-    def read(self, body: CompletionBody | ChatBody, num_prompts: int = 1) -> SamplingParams:
-        """One prompt's. Raises: RequestError, ApiError."""
+    def read(
+        self, body: CompletionBody | ChatBody, num_prompts: int = 1, *, structured: StructuredOutput | None = None
+    ) -> SamplingParams:
+        """One prompt's. structured: what its output has to be. Raises: RequestError, ApiError."""
         given = {name: value for name in SHARED if (value := getattr(body, name)) is not None}
         params: dict[str, Any] = {**self._defaults, **given}
         num_samples = num_prompts * params.get("n", 1)
@@ -70,7 +73,7 @@ class SamplingReader:
         # Without one the engine would choose it, and one that comes after it could not go on.
         params["seed"] = self._random.getrandbits(63) if body.seed is None else body.seed % 2**63
         params |= _logprobs(body)
-        return SamplingParams(**params)
+        return SamplingParams(**params, structured=structured)
 
 
 def _max_tokens(body: CompletionBody | ChatBody) -> int | None:

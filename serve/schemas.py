@@ -5,10 +5,12 @@ Ranges that depend on the model are checked where all requests are (`scheduling.
 
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from sarathi_jax.sampling_params import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, MAX_TOP_LOGPROBS
+from sarathi_jax.serve.output_schemas import MAX_TOOLS, NamedTool, ResponseFormat, StructuredOutputs, Tool
+from sarathi_jax.serve.strict_body import Body
 
 MAX_INT = 2**63 - 1
 MAX_STOPS = 4
@@ -24,12 +26,6 @@ Item = TypeVar("Item")
 # One wrong item is enough: a list of a million of them would be a million errors.
 Items = Annotated[list[Item], Field(fail_fast=True)]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
-
-
-class Body(BaseModel):
-    """Strict: true is no number, "3" neither, and there are no fields but these."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class StreamOptions(Body):
@@ -69,6 +65,8 @@ class SamplingBody(Body):
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     add_special_tokens: bool | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     cache_salt: Annotated[str, Field(pattern=SALT_PATTERN)] | None = None
     slo_class: Literal["interactive", "batch"] | None = None
@@ -96,6 +94,13 @@ class SamplingBody(Body):
     def check_stream_options(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options is for streams: leave it out, or set stream to true")
+        return self
+
+    @model_validator(mode="after")
+    def check_structured(self) -> Self:
+        has_format = self.response_format is not None and self.response_format.type != "text"
+        if has_format and self.structured_outputs is not None:
+            raise ValueError("one of response_format and structured_outputs may be there: leave out the other")
         return self
 
 
@@ -165,6 +170,9 @@ class ChatBody(SamplingBody):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     add_generation_prompt: bool | None = None
+    tools: Annotated[list[Tool], Field(min_length=1, max_length=MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
 
     # Known, and not supported: refused unless they ask for nothing.
     modalities: Items[Literal["text"]] | None = None
@@ -179,6 +187,18 @@ class ChatBody(SamplingBody):
     def check_lengths(self) -> Self:
         if None not in (both := (self.max_tokens, self.max_completion_tokens)) and both[0] != both[1]:
             raise ValueError(f"max_tokens and max_completion_tokens must be equal, got {both[0]} and {both[1]}")
+        return self
+
+    @model_validator(mode="after")
+    def check_tools(self) -> Self:
+        names = [tool.function.name for tool in self.tools or ()]
+        if len(set(names)) < len(names):
+            raise ValueError("tools must have names that differ")
+        if isinstance(self.tool_choice, NamedTool):
+            if self.tool_choice.function.name not in names:
+                raise ValueError(f"tool_choice must name one of tools, got {self.tool_choice.function.name}")
+        elif self.tool_choice not in (None, "none") and not names:
+            raise ValueError(f"tool_choice {self.tool_choice} needs tools")
         return self
 
     @model_validator(mode="after")

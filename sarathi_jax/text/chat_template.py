@@ -53,7 +53,7 @@ class ChatTemplate:
             raise ModelError(
                 f"a chat template named {DEFAULT_NAME!r} is needed, got {sorted(sources)}: rename one of them."
             )
-        self._names = frozenset(sources)
+        self._sources = dict(sources)
         self._special_tokens = dict(special_tokens or {})
         self._max_output_chars = max_output_chars
         self._deadline_s = deadline_s
@@ -90,7 +90,7 @@ class ChatTemplate:
         Raises: RequestError if the messages are not of that form, if the template refuses them, or if it passes a limit
           with them; ModelError if the template itself is wrong or unsafe."""
         _check_messages(messages)
-        name = TOOL_USE_NAME if tools and TOOL_USE_NAME in self._names else DEFAULT_NAME
+        name = self._name(has_tools=bool(tools))
         variables = {
             "messages": messages,
             "tools": tools,
@@ -109,6 +109,13 @@ class ChatTemplate:
             except WorkerProcessError as error:
                 raise self._over_limit(str(error)) from error
         return reply["text"] if "text" in reply else self._raise(reply["error"], reply["message"][:MAX_QUOTED_CHARS])
+
+    def source(self, *, has_tools: bool) -> str:
+        """The template that is taken."""
+        return self._sources[self._name(has_tools=has_tools)]
+
+    def _name(self, *, has_tools: bool) -> str:
+        return TOOL_USE_NAME if has_tools and TOOL_USE_NAME in self._sources else DEFAULT_NAME
 
     def close(self) -> None:
         """End the worker process. A later render starts a new one."""

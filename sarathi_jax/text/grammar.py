@@ -5,8 +5,8 @@ from typing import Any
 
 from sarathi_jax.structured import StructuredOutput
 
-# With spaces and newlines allowed, a weak model writes nothing else until its tokens run out.
-JSON_OPTIONS: Any = {"whitespace_flexible": False}
+# With any spaces and newlines allowed, a weak model writes nothing else until its tokens run out; with none, one that has learned to write a space is led off its way.
+JSON_OPTIONS: Any = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 # Bounds of compiling, and of each token: steps over what has been read stay in the milliseconds, states in some ten MB a request.
 LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 1_000_000,

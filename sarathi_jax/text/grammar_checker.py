@@ -24,7 +24,7 @@ MAX_VERDICTS = 4096
 
 
 class GrammarChecker:
-    """Checks grammars for one model. Safe to share between threads: checks take turns, and none takes longer than its limit.
+    """Checks grammars for one model. Safe to share between threads: checks take turns, and none takes longer than its limit; what was checked before waits for none.
 
     Args:
       tokenizer_json: text of the model's `tokenizer.json`.
@@ -54,26 +54,41 @@ class GrammarChecker:
             WORKER_PATH, settings, deadline_s=deadline_s, growth_bytes=growth_bytes, max_reply_bytes=MAX_REPLY_BYTES
         )
         self._verdicts: OrderedDict[bytes, str | None] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of verdicts
+        self._process_lock = threading.Lock()
 
     def check(self, structured: StructuredOutput) -> None:
         """Raises: RequestError if the grammar is wrong, can't be satisfied, or takes more than its limits; ModelError if the model's tokenizer is of no use here."""
         grammar = grammar_text(structured)
         key = hashlib.sha256(grammar.encode()).digest()
-        with self._lock:
-            if key not in self._verdicts:
-                self._verdicts[key] = self._ask(grammar)
-                while len(self._verdicts) > MAX_VERDICTS:
-                    self._verdicts.popitem(last=False)
-            self._verdicts.move_to_end(key)
-            message = self._verdicts[key]
+        is_known, message = self._known(key)
+        if not is_known:
+            with self._process_lock:
+                is_known, message = self._known(key)
+                if not is_known:
+                    message = self._ask(grammar)
+                    self._keep(key, message)
         if message is not None:
             raise wrong_grammar(structured, message)
 
     def close(self) -> None:
         """End the worker process. A later check starts a new one."""
-        with self._lock:
+        with self._process_lock:
             self._process.close()
+
+    def _known(self, key: bytes) -> tuple[bool, str | None]:
+        """Whether there is a verdict, and what is wrong."""
+        with self._lock:
+            if key not in self._verdicts:
+                return False, None
+            self._verdicts.move_to_end(key)
+            return True, self._verdicts[key]
+
+    def _keep(self, key: bytes, message: str | None) -> None:
+        with self._lock:
+            self._verdicts[key] = message
+            while len(self._verdicts) > MAX_VERDICTS:
+                self._verdicts.popitem(last=False)
 
     def _ask(self, grammar: str) -> str | None:
         """What is wrong, or None."""

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import sarathi_jax
 from sarathi_jax.clock import WallClock
 from sarathi_jax.engine.engine import Engine
@@ -24,6 +26,7 @@ from sarathi_jax.scheduling.scheduler import Scheduler
 from sarathi_jax.serve.engine_process import Session, end_with_parent, iter_messages, tell_end
 from sarathi_jax.serve.link import EngineLink, LinkError
 from sarathi_jax.serve.messages import EngineFacts, Found, Ready, Start
+from sarathi_jax.text.token_constraint import ConstraintFactory
 from sarathi_jax.text.tokenizer import Tokenizer
 
 FOLDER = Path(sarathi_jax.__file__).parent / "assets" / "demo"
@@ -45,6 +48,8 @@ DEFAULTS: dict[str, Any] = {
     "folder": "",
 }
 SIZES = ("max_num_seqs", "token_budget", "max_model_len", "num_pages", "page_size", "preempt_every_steps")
+# A user's message that begins so is answered with the rest of it.
+SAY = "Say: "
 
 
 def folder_of(options: dict[str, Any]) -> Path:
@@ -74,7 +79,10 @@ class Handle:
 
 
 class FakeDevice:
-    """options: as DEFAULTS. Tokens are those of the tokenizer that are text, and now and then the end."""
+    """options: as DEFAULTS. Tokens are those of the tokenizer that are text, and now and then the end.
+
+    Where a mask rules a token out, the next one that it allows comes.
+    """
 
     def __init__(self, options: dict[str, Any], tokenizer: Tokenizer, eos_token_id: int) -> None:
         self._options = options
@@ -86,6 +94,8 @@ class FakeDevice:
         ]
         self._nan_ids = tokenizer.encode(options["nan_prompt"]) if options["nan_prompt"] else None
         self._says_ids = tokenizer.encode(options["says"], add_special_tokens=False)
+        self._tokenizer = tokenizer
+        self._said: dict[int, list[int]] = {}  # batch slot -> what the row was told to say
         self._history: dict[int, list[int]] = {}
         self._free_s = 0.0
         self._num_steps = 0
@@ -122,19 +132,32 @@ class FakeDevice:
     def _run_row(self, row: ScheduledRow) -> int:
         if row.is_first:
             self._history[row.batch_slot] = list(row.context_token_ids)
+            self._said.pop(row.batch_slot, None)
         history, end = self._history[row.batch_slot], row.start + row.num_tokens
         if row.token_ids is not None:
             history[row.start :] = row.token_ids
         if not row.does_sample:
             return 0
         token_id = self._next_token(history[:end], row)
+        if row.token_mask is not None:
+            token_id = allowed(row.token_mask, token_id)
         history[end:] = [token_id]
         return token_id
 
+    def _told(self, prompt: Sequence[int]) -> list[int]:
+        """What to say, and the end after it; empty: nothing special."""
+        _, is_there, rest = self._tokenizer.decode(prompt, skip_special_tokens=False).rpartition(f"<|user|>{SAY}")
+        text = rest.split("<|end|>")[0]
+        return [*self._tokenizer.encode(text, add_special_tokens=False), self._eos_token_id] if is_there else []
+
     def _next_token(self, token_ids: Sequence[int], row: ScheduledRow) -> int:
+        place = len(token_ids) - row.num_prompt_tokens
         if self._says_ids:
-            place = len(token_ids) - row.num_prompt_tokens
             return self._says_ids[place] if place < len(self._says_ids) else self._eos_token_id
+        if row.batch_slot not in self._said:
+            self._said[row.batch_slot] = self._told(token_ids[: row.num_prompt_tokens])
+        if said := self._said[row.batch_slot]:
+            return said[min(place, len(said) - 1)]
         seed = 0 if row.sampling.is_greedy else row.seed
         data = json.dumps(list(token_ids)).encode() + seed.to_bytes(8, "little")
         number = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
@@ -145,6 +168,12 @@ class FakeDevice:
             return None
         end = min(row.start + row.num_tokens, row.num_prompt_tokens - 1)
         return [TokenLogprobs(-1.0 - position, 2, ()) for position in range(row.start, end)]
+
+
+def allowed(mask: np.ndarray, token_id: int) -> int:
+    """The token, or the next one after it that a mask allows."""
+    ids = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
+    return int(ids[np.searchsorted(ids, token_id) % len(ids)])
 
 
 class Ledger:
@@ -162,6 +191,7 @@ class FakeStarted:
         vocab_size = tokenizer.vocab_size + options["vocab_padding"]
         scheduler = Scheduler("sarathi", vocab_size=vocab_size, **{name: options[name] for name in SIZES})
         executor = FakeDevice(options, tokenizer, eos_token_id)
+        self.constraints = ConstraintFactory.from_folder(folder_of(options), vocab_size, [eos_token_id])
         self.engine = Engine(
             scheduler, executor, WallClock(), is_overlapped=True, tokenizer=None, eos_token_ids=[eos_token_id]
         )

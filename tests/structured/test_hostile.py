@@ -73,7 +73,7 @@ def nested(depth: int) -> str:
         ({"choice": ["a"] * 501}, "choice must be 1 to 500 strings, got 501: "),
         ({"choice": ["a", ""]}, "choice must be a string that is not empty, got '': "),
         ({"choice": ["a" * 20_000]}, "choice must be at most 16384 bytes in all, got 20000: "),
-        ({"grammar": "a" * 16385}, "grammar must be at most 16384 bytes, got 16385: "),
+        ({"grammar": "a" * 65537}, "grammar must be at most 65536 bytes, got 65537: "),
     ],
 )
 def test_what_is_over_a_limit_or_of_no_form_is_refused_at_once(fields: dict[str, Any], message: str):

@@ -65,7 +65,7 @@ def test_a_walk_through_any_choices_is_one_of_them(walk: Walk, choices: list[str
     assert text in choices
 
 
-def test_a_json_object_is_one_without_spaces_between_its_parts(walk: Walk):
+def test_a_json_object_has_one_space_at_most_between_its_parts(walk: Walk):
     ended = [
         text for text, is_ended in (walk(StructuredOutput(json_object=True), seed) for seed in range(80)) if is_ended
     ]
@@ -73,10 +73,8 @@ def test_a_json_object_is_one_without_spaces_between_its_parts(walk: Walk):
     for text in ended:
         value = json.loads(text)
         assert isinstance(value, dict)
-        assert (
-            json.dumps(value, separators=(",", ":")) in text.replace("\\/", "/") or "\\" in text or "E" in text.upper()
-        )
-        assert not text[1:].startswith(" ") and not text.endswith((" ", "\n"))
+        outside = "".join(text.replace('\\"', "").split('"')[::2])
+        assert re.fullmatch(r"([^\s,:]|[,:] ?)*", outside), text
 
 
 def test_a_grammar_of_ones_own(walk: Walk):
