@@ -1,6 +1,10 @@
 """Tools: calls that are forced and calls that the model chooses, whole and in pieces; with jsonschema as the judge of their arguments."""
 
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -8,6 +12,7 @@ import pytest
 
 from sarathi_jax.text.tool_calls import FORMATS
 
+PAGE = Path(__file__).parents[2] / "docs" / "structured-output.md"
 WEATHER: dict[str, Any] = {
     "type": "object",
     "properties": {"city": {"type": "string", "maxLength": 8}},
@@ -125,6 +130,14 @@ def test_the_demo_model_is_forced_to_call_what_it_would_not(real_server: Any) ->
     plain = real_server.chat("What is 12+30?", tools=TOOLS, tool_choice="none", temperature=0)["choices"][0]
     assert plain["message"]["content"] == "42"
     assert plain["finish_reason"] == "stop"
+
+
+def test_the_page_prints_what_it_says(real_server: Any) -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    programs, said = (re.findall(rf"```{name}\n(.*?)```", page, re.DOTALL)[1:] for name in ("python", "text"))
+    program = "".join(programs).replace("http://127.0.0.1:8000", real_server.url)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("".join(said), 0), done.stderr
 
 
 # ---- shapes, over an engine that says what it is told
