@@ -1,6 +1,7 @@
 """Options of `serve` from a file, the environment and the command line, and flags as vLLM has them. Oracles: pyyaml and tomllib, and the table of who comes first."""
 
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -15,8 +16,8 @@ import yaml
 from sarathi_jax.cli import serve
 from sarathi_jax.cli.main import main
 from sarathi_jax.cli.options import Parser, UsageError
-from sarathi_jax.cli.settings import field_kinds, read_environment
-from sarathi_jax.cli.vllm_flags import translate
+from sarathi_jax.cli.settings import field_kinds, read_environment, read_file
+from sarathi_jax.cli.vllm_flags import AXES, RENAMED, translate
 from sarathi_jax.config import EngineConfig
 from sarathi_jax.errors import ConfigError
 from sarathi_jax.serve.config import ServeConfig
@@ -183,8 +184,6 @@ def test_an_error_in_such_a_flag_names_ours(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_every_flag_that_stands_for_another_has_one() -> None:
-    from sarathi_jax.cli.vllm_flags import RENAMED
-
     parser = Parser(prog="serve")
     serve.add_arguments(parser)
     flags = {flag for action in parser._actions for flag in action.option_strings}
@@ -214,3 +213,14 @@ def test_help_is_quick(words: str) -> None:
     after = os.times()
     seconds = after.children_user + after.children_system - before.children_user - before.children_system
     assert seconds < 0.3
+
+
+def test_the_documentation_is_right(tmp_path: Path) -> None:
+    text = (Path(__file__).parent.parent.parent / "docs" / "operations.md").read_text()
+    example = next(block for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "served-model-name" in block)
+    found = read_file(write(tmp_path / "a.yaml", example), field_kinds(CONFIGS))
+    assert found["token_budget"] == 1024
+    parser = Parser(prog="serve")
+    serve.add_arguments(parser)
+    known = {flag for action in parser._actions for flag in action.option_strings} | {*RENAMED, *AXES}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) <= known
