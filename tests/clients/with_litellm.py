@@ -1,13 +1,22 @@
-"""LiteLLM: its three names for a server like ours; whole and streamed answers, usage, errors."""
+"""LiteLLM: its three names for a server like ours; whole and streamed answers, usage, schemas, tools, errors."""
 
+import json
 import sys
 
 import litellm
+from pydantic import BaseModel
 
 URL, MODEL = sys.argv[1] + "/v1", sys.argv[2]
 MESSAGES = [{"role": "user", "content": "What is 12+30?"}]
 CHATS = ("openai", "hosted_vllm")
 COMPLETIONS = ("text-completion-openai",)
+CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+WEATHER = {"type": "function", "function": {"name": "get_weather", "description": "The weather.", "parameters": CITY}}
+
+
+class Person(BaseModel):
+    name: str
+    age: int
 
 
 def main() -> None:
@@ -15,7 +24,7 @@ def main() -> None:
         check_chat({"model": f"{prefix}/{MODEL}", "api_base": URL, "api_key": "unused", "num_retries": 0})
     for prefix in COMPLETIONS:
         check_completion({"model": f"{prefix}/{MODEL}", "api_base": URL, "api_key": "unused", "num_retries": 0})
-    print(f"{', '.join((*CHATS, *COMPLETIONS))}: whole, streamed, usage, errors")
+    print(f"{', '.join((*CHATS, *COMPLETIONS))}: whole, streamed, usage, schemas, tools, errors")
 
 
 def check_chat(options: dict) -> None:
@@ -36,7 +45,22 @@ def check_chat(options: dict) -> None:
     with_logprobs = litellm.completion(messages=MESSAGES, logprobs=True, top_logprobs=2, seed=1, **options)
     said = with_logprobs.choices[0].logprobs.content
     assert all(len(token.top_logprobs) == 2 and token.logprob <= 0 for token in said), said
+    check_structure(options)
     check_errors(MESSAGES, options)
+
+
+def check_structure(options: dict) -> None:
+    asks = [{"role": "user", "content": "Ana is 31, lives in Oslo."}]
+    answer = litellm.completion(messages=asks, response_format=Person, **options).choices[0].message.content
+    assert Person.model_validate_json(answer) == Person(name="Ana", age=31), answer
+
+    asks = [{"role": "user", "content": "What is the weather in Oslo?"}]
+    for more in ({}, {"stream": True}):
+        answer = litellm.completion(messages=asks, tools=[WEATHER], tool_choice="auto", **more, **options)
+        whole = litellm.stream_chunk_builder(list(answer)) if more else answer
+        (call,) = whole.choices[0].message.tool_calls
+        assert (call.function.name, json.loads(call.function.arguments)) == ("get_weather", {"city": "Oslo"}), whole
+        assert whole.choices[0].finish_reason == "tool_calls", whole
 
 
 def check_completion(options: dict) -> None:
