@@ -140,7 +140,7 @@ class ProgramBuilder:
     def _compile_set_masks(self, size: int, count: int) -> Compiled:
         slots = self.abstract_state().slots
         jitted = jax.jit(set_masks, donate_argnums=0, out_shardings=_shardings(slots))
-        return self._compile("set masks", (0, count), jitted, (slots, self._replicated(size)))
+        return self._compile(f"set masks {count}", (0, count), jitted, (slots, self._replicated(size)))
 
     def _compile(
         self,

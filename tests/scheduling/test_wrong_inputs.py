@@ -15,12 +15,12 @@ Make = Callable[..., Any]
 
 WRONG_REQUESTS = [
     ({"prompt": []}, "prompt", "The prompt must hold at least one token, got none"),
-    ({"prompt": [1, 100]}, "prompt", r"between 0 and 99 \(the vocabulary has 100\), got 100 at position 1"),
-    ({"prompt": [1, 2, -1]}, "prompt", "got -1 at position 2"),
+    ({"prompt": [1, 100]}, "prompt[1]", r"between 0 and 99 \(the vocabulary has 100\), got 100 at position 1"),
+    ({"prompt": [1, 2, -1]}, "prompt[2]", "got -1 at position 2"),
     ({"prompt": [1.5]}, "prompt", "must be whole numbers below 100, got other values"),
     ({"prompt": ["a"]}, "prompt", "must be whole numbers below 100, got other values"),
     ({"prompt": [5, True]}, "prompt", "must be whole numbers below 100, got other values"),
-    ({"prompt": [5, 2**70]}, "prompt", "got 1180591620717411303424 at position 1"),
+    ({"prompt": [5, 2**70]}, "prompt[1]", "got 1180591620717411303424 at position 1"),
     ({"prompt": [[1], [2]]}, "prompt", "must be whole numbers below 100, got other values"),
     ({"prompt": [[1], [2, 3]]}, "prompt", "must be whole numbers below 100, got other values"),
     ({"prompt": [1] * 128}, "prompt", "has 128 tokens and the model's length is 128.*at most 127 tokens"),
