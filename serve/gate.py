@@ -20,6 +20,8 @@ access_logger = logging.getLogger("sarathi_jax.access")
 
 # What probes ask for, and the page's own files, which are the same for everybody.
 PUBLIC_PATHS = frozenset({"/health", "/live", "/ready", "/"})
+# Asked for every few seconds, by machines: worth a line only when something is wrong.
+ROUTINE_PATHS = frozenset({"/health", "/live", "/ready", "/metrics"})
 PUBLIC_PREFIX = "/static/"
 HOST = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -235,4 +237,5 @@ class Visit:
                 "request_id": self._name,
             }
             text = "%(client)s %(method)s %(path)s %(status)d %(ms).1f ms %(request_id)s"
-            access_logger.info(text, said, extra={"fields": said})
+            is_routine = self.status == 200 and self._scope["path"] in ROUTINE_PATHS
+            access_logger.log(logging.DEBUG if is_routine else logging.INFO, text, said, extra={"fields": said})

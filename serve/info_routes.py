@@ -6,7 +6,6 @@ from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request
-from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.responses import PlainTextResponse, Response
 
 from sarathi_jax import __version__
@@ -16,6 +15,7 @@ from sarathi_jax.serve.front import Front
 from sarathi_jax.serve.route_docs import described
 from sarathi_jax.serve.schemas import DetokenizeBody, TokenizeBody
 
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SLOW_SHARE = 0.5  # of the time after which a step counts as hanging
 
 
@@ -65,7 +65,7 @@ def metrics_router(front: Front) -> APIRouter:
 
     @router.get("/metrics", response_class=PlainTextResponse, summary="Counts and times, for Prometheus.")
     async def metrics() -> Response:
-        return Response(front.metrics.write(), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
+        return Response(front.metrics.write(), headers={"Content-Type": METRICS_TYPE})
 
     return router
 

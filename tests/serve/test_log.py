@@ -119,6 +119,7 @@ def test_a_servers_log(serving: Any, tmp_path: Path, log_format: Any) -> None:
         assert "tokens/s" not in (tmp_path / "log").read_text()  # there was nothing to do
         server.complete("a secret marker", max_tokens=60, ignore_eos=True)
         server.get("/secret%0A2026-path")
+        assert server.get("/ready").status_code == server.get("/metrics").status_code == 200
         time.sleep(0.7)
         server.close()
     text = "\n".join(lines)
@@ -127,6 +128,8 @@ def test_a_servers_log(serving: Any, tmp_path: Path, log_format: Any) -> None:
     access = [line for line in lines if "/v1/completions" in line]
     assert stats
     assert len(access) == 1
+    assert "/ready" not in text
+    assert "/metrics" not in text
     if log_format == "json":
         said = json.loads(access[0])
         assert (said["method"], said["status"], said["path"]) == ("POST", 200, "/v1/completions")
