@@ -180,12 +180,16 @@ class World:
         self.device.lose_all()
         self.has_failed = True
         tokens = {name: list(request.token_ids) for name, request in self.live.items()}
-        self.scheduler.fail_step(failed)
+        ended = self.scheduler.fail_step(failed)
+        assert ended is not None
         for schedule in self.in_flight:
             if schedule is not failed:
                 assert self.scheduler.complete(schedule, StepResult([1] * len(schedule.rows)), 0.0) == []
         self.in_flight.clear()
         assert {name: request.token_ids for name, request in self.live.items()} == tokens  # I-35
+        for output in ended:  # who was in every step of many that failed
+            assert (output.token_id, output.finish_reason, output.fault) == (None, "error", "internal_error")
+            self._ended(output.request)
         assert self.scheduler.num_running == len(self.scheduler.kv_pages.cache) == 0
 
     def drain(self) -> None:
