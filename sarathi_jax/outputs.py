@@ -84,6 +84,7 @@ class StreamEvent(NamedTuple):
     output: the whole request, in the event that ends its last sample.
     logprobs: of the token that came, if asked for; None without one.
     prompt_logprobs: all of the prompt's, as in `RequestOutput`, if asked for: in the event of the first sample's first token, and in no other.
+    fault: what an "error" was, as the `stop_reason` of its output says, too.
     """
 
     request_id: str
@@ -94,3 +95,4 @@ class StreamEvent(NamedTuple):
     output: RequestOutput | None = None
     logprobs: TokenLogprobs | None = None
     prompt_logprobs: Sequence[TokenLogprobs | None] | None = None
+    fault: Fault | None = None

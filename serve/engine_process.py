@@ -242,7 +242,7 @@ class Session:
         if found is None:
             return None
         number, sample = found
-        done = error = None
+        done = None
         if event.output is not None:
             metrics = event.output.metrics
             done = Done(metrics.num_prefix_hit_tokens, metrics.num_preemptions, metrics.scheduling_delay_s)
@@ -251,14 +251,12 @@ class Session:
             left.remove(event.request_id)
             if not left:
                 del self._request_ids[number]
-        if event.finish_reason == "error":
-            error = "numerical_error"
         return TokenEvent(
             number,
             event.sample_index if sample is None else sample,
             event.token_ids,
             event.finish_reason,
-            error,
+            event.fault,
             event.logprobs,
             None if event.prompt_logprobs is None else list(event.prompt_logprobs),
             done,

@@ -286,7 +286,9 @@ class Engine:
         """A sample ended, and with the last one the request."""
         self._sample_entries.pop(sample.request.request_id)
         whole = self._entries.pop(entry.request_id).output() if entry.is_finished else None
-        return StreamEvent(entry.request_id, sample.index, delta, token_ids, sample.finish_reason, whole)
+        reason = sample.finish_reason
+        fault = sample.fault if reason == "error" else None  # held-back text may have completed a stop string
+        return StreamEvent(entry.request_id, sample.index, delta, token_ids, reason, whole, fault=fault)
 
 
 def _plain_ids(token_ids: Iterable[int]) -> list[int]:

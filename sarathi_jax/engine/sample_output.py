@@ -16,16 +16,16 @@ class SampleOutput:
       text: its detokenizer and stop strings; None without a tokenizer.
       shown: what the text has settled of tokens that the request came with.
 
-    finish_reason: None while it goes on.
+    finish_reason: None while it goes on. fault: of an "error".
     """
 
     __slots__ = (
         "_deltas",
-        "_fault",
         "_logprobs",
         "_stop_token_id",
         "_text",
         "_token_times_s",
+        "fault",
         "finish_reason",
         "index",
         "request",
@@ -40,7 +40,7 @@ class SampleOutput:
         self._token_times_s: list[float] = []
         self._logprobs: list[TokenLogprobs] | None = [] if request.sampling.logprobs is not None else None
         self._stop_token_id: int | None = None
-        self._fault: Fault | None = None
+        self.fault: Fault | None = None
 
     @property
     def num_new_tokens(self) -> int:
@@ -64,7 +64,7 @@ class SampleOutput:
             if delta:
                 self._deltas.append(delta)
             return delta
-        self._stop_token_id, self._fault = output.stop_token_id, output.fault
+        self._stop_token_id, self.fault = output.stop_token_id, output.fault
         return delta + self._finish(output.finish_reason or "stop", delta)
 
     def end(self, reason: FinishReason) -> str:
@@ -99,8 +99,8 @@ class SampleOutput:
     def _stop_reason(self) -> str | int | None:
         if self._text is not None and self._text.matched_stop is not None:
             return self._text.matched_stop
-        if self._fault is not None:
-            return self._fault
+        if self.fault is not None:
+            return self.fault
         is_asked_for = self._stop_token_id in self.request.sampling.stop_token_ids
         return self._stop_token_id if is_asked_for else None
 

@@ -293,6 +293,16 @@ def test_a_single_row_that_is_not_finite_is_its_own_fault(make_rig: MakeRig):
     assert (outputs[0].stop_reason, num_failed) == ("numerical_error", 0)
 
 
+@pytest.mark.parametrize(
+    ("fault", "name"), [("step.nan_all@2", "numerical_error"), (f"step.poison={POISON}", "internal_error")]
+)
+def test_the_last_event_says_what_the_error_was(make_rig: MakeRig, fault: str, name: str):
+    rig = faulty(make_rig(), fault)
+    rig.engine.add_request([POISON, 1], params(6))
+    events = rig.drain()
+    assert [event.fault for event in events] == [None] * (len(events) - 1) + [name]
+
+
 @pytest.mark.parametrize("guilty", [3, 11])
 def test_a_step_that_fails_before_the_one_in_flight_is_read(make_rig: MakeRig, expected_tokens: Expected, guilty: int):
     """As the real executor does where a step can't be dispatched: the handle of the step before it tells first. The blame is not on those who were in that one."""
