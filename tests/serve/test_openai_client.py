@@ -6,6 +6,7 @@ from typing import Any
 
 import openai
 import pytest
+from pydantic import BaseModel
 
 QUESTION: list[Any] = [{"role": "user", "content": "What is 12+30?"}]
 
@@ -54,6 +55,47 @@ def test_log_probabilities(client: openai.OpenAI) -> None:
     assert all(len(token.top_logprobs) == 3 for token in logprobs.content)
     said = b"".join(bytes(token.bytes or []) for token in logprobs.content).decode()
     assert said.startswith(answer.choices[0].message.content or "")
+
+
+WEATHER: Any = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+
+
+def test_a_call_of_a_tool_whole_and_streamed(client: openai.OpenAI) -> None:
+    """The client puts a stream's deltas together itself."""
+    fields: dict[str, Any] = {
+        "model": "demo",
+        "messages": [{"role": "user", "content": "What is the weather in Oslo?"}],
+        "tools": [WEATHER],
+        "temperature": 0,
+    }
+    (whole,) = client.chat.completions.create(**fields).choices
+    assert whole.finish_reason == "tool_calls"
+    with client.chat.completions.stream(**fields) as stream:
+        streamed = stream.get_final_completion().choices[0]
+    assert streamed.finish_reason == "tool_calls"
+    for choice in (whole, streamed):
+        assert choice.message.tool_calls is not None
+        (call,) = choice.message.tool_calls
+        assert call.type == "function"
+        assert (call.function.name, call.function.arguments) == ("get_weather", '{"city": "Oslo"}')
+
+
+def test_an_answer_as_a_type_of_ones_own(client: openai.OpenAI) -> None:
+    class Person(BaseModel):
+        name: str
+        age: int
+
+    content = "Write JSON with name,age: Ana is 31, lives in Oslo, likes red and has 5 pears."
+    answer = client.chat.completions.parse(
+        model="demo", messages=[{"role": "user", "content": content}], response_format=Person, temperature=0
+    )
+    assert answer.choices[0].message.parsed == Person(name="Ana", age=31)
 
 
 def test_completions(client: openai.OpenAI) -> None:

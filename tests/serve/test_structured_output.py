@@ -7,6 +7,8 @@ from typing import Any
 
 import jsonschema
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 PERSON: dict[str, Any] = {
     "type": "object",
@@ -149,6 +151,56 @@ def test_what_can_not_be_is_refused(server: Any, fields: dict[str, Any], param: 
         assert (response.status_code, error["param"], error["code"]) == (400, param, code), error
         assert error["type"] == "invalid_request_error"
     assert server.complete("x", max_tokens=2)["choices"]
+
+
+OPTIONS: dict[str, list[Any]] = {
+    "response_format": [{"type": "text"}, {"type": "json_object"}, AS_PERSON],
+    "structured_outputs": [{"regex": "[ab]{3}"}, {"choice": ["x", "y"]}],
+    "tools": [[{"type": "function", "function": {"name": "stop"}}]],
+    "tool_choice": ["none", "auto", "required"],
+    "logprobs": [True],
+    "top_logprobs": [2],
+    "n": [3],
+    "temperature": [0, 1.5],
+    "seed": [7],
+    "presence_penalty": [1.5],
+    "repetition_penalty": [1.2],
+    "logit_bias": [{"40": -100, "41": 100}],
+    "top_k": [1],
+    "min_p": [0.5],
+    "stop": [["a"]],
+    "stop_token_ids": [[40]],
+    "min_tokens": [3],
+    "ignore_eos": [True],
+    "allowed_token_ids": [[40, 41, 42]],
+    "prompt_logprobs": [1],
+    "skip_special_tokens": [False],
+    "parallel_tool_calls": [False],
+}
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    body=st.lists(st.sampled_from(sorted(OPTIONS)), max_size=5, unique=True).flatmap(
+        lambda names: st.fixed_dictionaries({name: st.sampled_from(OPTIONS[name]) for name in names})
+    )
+)
+def test_options_together_are_served_or_refused(server: Any, body: dict[str, Any]) -> None:
+    """And what is served is of its form, if it came to its end by itself."""
+    asked = {"model": "demo", "messages": [{"role": "user", "content": "x"}], "max_tokens": 12, **body}
+    response = server.post("/v1/chat/completions", asked)
+    assert response.status_code in (200, 400), response.text
+    if response.status_code == 400:
+        assert response.json()["error"]["code"]
+        return
+    for choice in response.json()["choices"]:
+        text, is_whole = choice["message"]["content"], choice["finish_reason"] == "stop" and not choice["stop_reason"]
+        if not is_whole or choice["message"].get("tool_calls"):
+            continue
+        if body.get("response_format", {}).get("type", "text") != "text":
+            json.loads(text)
+        elif "structured_outputs" in body:
+            assert re.fullmatch("[ab]{3}|x|y", text)
 
 
 @pytest.mark.parametrize(
