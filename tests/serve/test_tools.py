@@ -165,6 +165,8 @@ def test_forced_calls_keep_to_their_schema_in_every_form(tools_as: Any, form: st
 
 SAID = [
     ("json", "Just text.", "Just text.", []),
+    ("json", '{"name": "get_wea', '{"name": "get_wea', []),
+    ("hermes", "a <tool_", "a <tool_", []),
     ("json", '{"a": 1} is JSON', '{"a": 1} is JSON', []),
     ("json", '{"name": "get_weather", "arguments": {"city": "Oslo"}}', "", [("get_weather", {"city": "Oslo"})]),
     ("hermes", 'Let me see.\n<tool_call>\n{"name": "stop", "arguments": {}}\n</tool_call>', "Let me see.\n", [("stop", {})]),

@@ -150,15 +150,16 @@ def test_nothing_is_held_longer_than_it_must() -> None:
 
 
 @pytest.mark.parametrize("form", sorted(FORMATS))
+@pytest.mark.parametrize("first", ["", "<tool_call>", "[TOOL_CALLS]", '{"name"'])
 @pytest.mark.parametrize(
     "part",
     ["{", "<tool_call>", "[TOOL_CALLS][", '{"name": "get', " ", '<tool_call>{"name": "get", "arguments": {"', "</tool_call>", "\n<", '[TOOL_CALLS][{"name":"get","arguments":{}},', "<tool_call> [TOOL_CALLS] ["],
 )  # fmt: skip
-def test_the_time_grows_as_the_text_does(form: str, part: str) -> None:
+def test_the_time_grows_as_the_text_does(form: str, first: str, part: str) -> None:
     """At four times the length it takes some four times as long; were it quadratic, sixteen times. The best of a few is little disturbed by what else runs."""
 
     def seconds(num_characters: int) -> float:
-        text = (part * num_characters)[:num_characters]
+        text = first + (part * num_characters)[:num_characters]
         taken = []
         for _ in range(3):
             parser, started_s = parser_of(form), time.thread_time()
@@ -168,7 +169,7 @@ def test_the_time_grows_as_the_text_does(form: str, part: str) -> None:
             taken.append(time.thread_time() - started_s)
         return min(taken)
 
-    short_s, double_s, long_s = (seconds(num) for num in (5_000, 10_000, 20_000))
+    short_s, double_s, long_s = (seconds(num) for num in (4_000, 8_000, 16_000))
     assert double_s < 4 * short_s + 1e-3
     assert long_s < 8 * short_s + 1e-3
     assert long_s < 1.0
