@@ -211,7 +211,10 @@ def well() -> Callable[[Any], None]:
 
 
 @pytest.fixture
-def unharmed(server: Any) -> Iterator[None]:
-    """For tests of the module's shared server."""
+def unharmed(request: pytest.FixtureRequest, server: Any) -> Iterator[None]:
+    """For tests of the module's shared server: after the last case of each test."""
     yield
-    check_well(server)
+    items, node = request.session.items, request.node
+    following = items[items.index(node) + 1 :][:1]
+    if [(each.path, getattr(each, "originalname", "")) for each in following] != [(node.path, node.originalname)]:
+        check_well(server)
