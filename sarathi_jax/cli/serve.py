@@ -16,6 +16,7 @@ from sarathi_jax.cli.serve_summary import summary, table
 from sarathi_jax.cli.settings import add_settings_arguments, config_text
 from sarathi_jax.cli.vllm_flags import translate
 from sarathi_jax.config import EngineConfig
+from sarathi_jax.faults import refuse_in_production
 from sarathi_jax.serve.config import ServeConfig
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
     if args.print_config:
         print(config_text([engine, config]), end="")
         return 0
+    refuse_in_production()
     from sarathi_jax.serve.server import serve  # here: `--help` does not wait for FastAPI
 
     return serve(config, engine_options(engine), say_ready)

@@ -19,7 +19,9 @@ import numpy as np
 import sarathi_jax
 from sarathi_jax.clock import WallClock
 from sarathi_jax.engine.engine import Engine
+from sarathi_jax.engine.faulty_executor import FaultyExecutor
 from sarathi_jax.errors import SarathiError
+from sarathi_jax.faults import parse_faults
 from sarathi_jax.outputs import TokenLogprobs
 from sarathi_jax.scheduling.schedule import Schedule, ScheduledRow, StepResult
 from sarathi_jax.scheduling.scheduler import Scheduler
@@ -46,6 +48,7 @@ DEFAULTS: dict[str, Any] = {
     "preempt_every_steps": None,
     "says": "",
     "folder": "",
+    "faults": "",
 }
 SIZES = ("max_num_seqs", "token_budget", "max_model_len", "num_pages", "page_size", "preempt_every_steps")
 # A user's message that begins so is answered with the rest of it.
@@ -97,6 +100,7 @@ class FakeDevice:
         self._tokenizer = tokenizer
         self._said: dict[int, list[int]] = {}  # batch slot -> what the row was told to say
         self._history: dict[int, list[int]] = {}
+        self.generation = 0
         self._free_s = 0.0
         self._num_steps = 0
 
@@ -125,6 +129,12 @@ class FakeDevice:
 
     def close(self) -> None:
         pass
+
+    def forget_state(self, generation: int) -> None:
+        """As after a step that took the KV pages with it."""
+        if generation == self.generation:
+            self.generation += 1
+            self._history.clear()
 
     def _is_finite(self, row: ScheduledRow) -> bool:
         return self._nan_ids is None or self._history[row.batch_slot][: len(self._nan_ids)] != self._nan_ids
@@ -190,7 +200,9 @@ class FakeStarted:
         assert eos_token_id is not None
         vocab_size = tokenizer.vocab_size + options["vocab_padding"]
         scheduler = Scheduler("sarathi", vocab_size=vocab_size, **{name: options[name] for name in SIZES})
-        executor = FakeDevice(options, tokenizer, eos_token_id)
+        device = FakeDevice(options, tokenizer, eos_token_id)
+        faults = parse_faults(options["faults"])
+        executor = FaultyExecutor(device, faults) if faults else device
         self.constraints = ConstraintFactory.from_folder(folder_of(options), vocab_size, [eos_token_id])
         self.engine = Engine(
             scheduler, executor, WallClock(), is_overlapped=True, tokenizer=None, eos_token_ids=[eos_token_id]
@@ -230,7 +242,10 @@ def main(words: Sequence[str]) -> int:
         started = FakeStarted(options)
         link.send(Ready(started.facts))
         Session(started, link).run()  # pyright: ignore[reportArgumentType]
-    except (LinkError, SarathiError):
+    except LinkError:
+        return 1
+    except SarathiError as error:
+        tell_end(link, str(error))
         return 1
     return 0
 

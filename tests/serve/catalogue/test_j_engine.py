@@ -9,6 +9,12 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx2
+import pytest
+
+from sarathi_jax.cli.main import main
+from sarathi_jax.errors import EngineError
+
 COMPLETIONS = "/v1/completions"
 NUM_RUNNING = 16
 
@@ -74,6 +80,79 @@ def test_a_row_that_is_not_finite_ends_its_request_alone(serving: Any, judge: An
     judge(bad.result(), "500 numerical_error -")
     judge(server.post(COMPLETIONS, wrong), "500 numerical_error -")
     well(server)
+
+
+def test_steps_that_fail_cost_no_request(serving: Any, well: Any) -> None:
+    """B-J01: also with all KV pages lost, again and again; no client notices."""
+    quiet = serving()
+    expected = [texts(quiet.post(COMPLETIONS, body(place))) for place in range(NUM_RUNNING)]
+    server = serving(engine={"faults": "step.raise.after_donate@/40,step.raise.before@25", "step_s": 0.004})
+    pid = server.engine_pid
+    assert [texts(answer) for answer in all_at_once(server, list(range(NUM_RUNNING)))] == expected
+    assert server.engine_pid == pid
+    well(server)
+
+
+def test_a_poisonous_request_ends_alone(serving: Any, judge: Any, well: Any) -> None:
+    """B-J02: whole or as a stream, it gets its error, and the 15 beside it their texts."""
+    poison = 400
+    server = serving(engine={"faults": f"step.poison={poison}", "step_s": 0.004})
+    places = list(range(1, NUM_RUNNING))
+    expected = [texts(server.post(COMPLETIONS, body(place))) for place in places]
+    wrong = {"model": "demo", "prompt": [poison, 5, 6], "max_tokens": 20}
+    pid = server.engine_pid
+    for is_stream in (False, True):
+        with ThreadPoolExecutor(NUM_RUNNING) as pool:
+            good = pool.map(lambda place: server.post(COMPLETIONS, body(place)), places)
+            bad = pool.submit(server.post, COMPLETIONS, {**wrong, "stream": is_stream})
+            assert [texts(answer) for answer in good] == expected
+        if is_stream:
+            assert '"internal_error"' in bad.result().text
+            assert "[DONE]" not in bad.result().text
+        else:
+            judge(bad.result(), "500 internal_error -")
+    assert server.engine_pid == pid
+    well(server)
+
+
+def test_a_step_without_a_finite_row_is_run_again(serving: Any, well: Any) -> None:
+    """B-J04"""
+    quiet = serving()
+    expected = [texts(quiet.post(COMPLETIONS, body(place))) for place in range(NUM_RUNNING)]
+    server = serving(engine={"faults": "step.nan_all@30", "step_s": 0.004})
+    assert [texts(answer) for answer in all_at_once(server, list(range(NUM_RUNNING)))] == expected
+    well(server)
+
+
+def test_an_engine_without_a_finite_row_is_given_up(serving: Any, judge: Any, eventually: Any) -> None:
+    """B-J04: each request gets its error, the engine is started again, and if no other one does better the server ends with the reason."""
+    server = serving(engine={"faults": "step.nan_all"}, max_restarts=1)
+    seen: set[int] = set()
+
+    def has_ended() -> bool:
+        try:
+            answers = all_at_once(server, list(range(8)))
+        except httpx2.TransportError:
+            return True
+        for answer in answers:
+            seen.add(answer.status_code)
+            code = "server_shutting_down" if "shutting" in answer.text else "engine_unavailable"
+            judge(answer, "500 numerical_error -" if answer.status_code == 500 else f"503 {code} -")
+        return False
+
+    eventually(has_ended, 60.0)
+    server.join()
+    assert isinstance(server.error, EngineError)
+    assert "finite logits" in str(server.error)
+    assert 500 in seen
+
+
+def test_no_server_is_made_to_fail_by_accident(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SARATHI_JAX_FAULTS", "step.hang@3")
+    monkeypatch.delenv("SARATHI_JAX_ALLOW_FAULTS", raising=False)
+    with pytest.raises(SystemExit) as caught:
+        raise SystemExit(main(["serve", "demo", "--port", "0"]))
+    assert caught.value.code == 2
 
 
 def test_a_killed_template_worker_is_replaced(serving: Any, judge: Any, well: Any) -> None:
