@@ -70,11 +70,11 @@ class Answer:
                 choices[piece.sample].append(piece)
         return [joined(pieces) for pieces in choices]
 
-    def extras(self, body: SamplingBody) -> dict[str, Any]:
+    async def extras(self, body: SamplingBody) -> dict[str, Any]:
         """What an answer has beside OpenAI's fields, where it was asked for."""
         if not body.timing:
             return {}
-        timings = [generation.timing() for generation in self.generations]
+        timings = await asyncio.gather(*(generation.timing() for generation in self.generations))
         return {"timing": timings[0] if len(timings) == 1 else timings}
 
     def close(self) -> None:

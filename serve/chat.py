@@ -73,7 +73,7 @@ class ChatWriter:
     async def whole(self) -> bytes:
         pieces = await self._answer.whole()
         choices = [{"message": self._messages[piece.sample].whole(piece), **self._rest(piece)} for piece in pieces]
-        more = self._answer.extras(self._body)
+        more = await self._answer.extras(self._body)
         prompt_logprobs = pieces[0].prompt_logprobs
         if self._body.prompt_logprobs is not None and prompt_logprobs is not None:
             texts = self._front.token_texts
@@ -97,7 +97,7 @@ class ChatWriter:
                 for choice in self._choices(piece):
                     yield self._envelope.chunk([choice], self._usage(is_over=False) if is_continuous else None)
         if needs_usage(self._body) or self._body.timing:
-            yield self._envelope.chunk([], self._usage(), self._answer.extras(self._body))
+            yield self._envelope.chunk([], self._usage(), await self._answer.extras(self._body))
         yield sse.DONE
 
     def _choices(self, piece: Piece) -> list[dict[str, Any]]:

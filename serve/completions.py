@@ -88,7 +88,7 @@ class CompletionWriter:
     async def whole(self) -> bytes:
         pieces = await self._answer.whole()
         choices = [self._choice(piece) for piece in pieces]
-        return self._envelope.body(choices, self._usage(), **self._answer.extras(self._body))
+        return self._envelope.body(choices, self._usage(), **await self._answer.extras(self._body))
 
     async def chunks(self) -> AsyncIterator[bytes]:
         is_continuous = needs_usage(self._body, is_continuous=True)
@@ -100,7 +100,7 @@ class CompletionWriter:
                 else:
                     self._num_tokens[piece.sample] += len(piece.token_ids)
         if needs_usage(self._body) or self._body.timing:
-            more = self._answer.extras(self._body)
+            more = await self._answer.extras(self._body)
             yield self._envelope.chunk([], self._usage(), more)
         yield sse.DONE
 

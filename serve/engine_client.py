@@ -23,6 +23,7 @@ from sarathi_jax.serve.messages import (
     Ended,
     EndSample,
     EngineFacts,
+    Explained,
     Found,
     Ready,
     Refused,
@@ -244,9 +245,8 @@ class EngineClient:
                 self.steps = message
                 for hear in (*self.on_steps, *(observer.steps for observer in self.observers)):
                     hear(message)
-            case Refused():
-                if (live := self._live.get(message.number)) is not None:
-                    live.lose(Lost("invalid_value", message.message, message.param))
+            case Refused() | Explained():
+                self._take_word(message)
             case Found():
                 if not self.folder.done():
                     self.folder.set_result(None if message.folder is None else Path(message.folder))
@@ -254,6 +254,15 @@ class EngineClient:
                 self._go_on(message.facts)
             case Ended():
                 self._end_message = message.message
+
+    def _take_word(self, message: Refused | Explained) -> None:
+        live = self._live.get(message.number)
+        if live is None:
+            return
+        if isinstance(message, Explained):
+            live.explain(message.late)
+        else:
+            live.lose(Lost("invalid_value", message.message, message.param))
 
     def _take_tokens(self, message: Tokens) -> None:
         for event in message.events:

@@ -1,4 +1,5 @@
-"""The engine process: takes requests from the front, runs steps, sends tokens back. One thread: what came is read between two steps.
+"""The engine process: takes requests from the front, runs steps, sends tokens back. One thread: what came is read between two steps; only
+constraints, and why tokens came late, are made in threads beside it.
 
 Started by the front as `python -m sarathi_jax.serve.engine_process SOCKET`. It ends when the front says so, or goes; a failure of the engine ends it with code 1,
 options or a model that can't be with code 2, as commands do.
@@ -21,6 +22,7 @@ from sarathi_jax.gpu_defaults import apply_defaults, import_jax_quietly
 from sarathi_jax.group.place import find_place
 from sarathi_jax.outputs import StreamEvent
 from sarathi_jax.serve.constraint_queue import ConstraintQueue
+from sarathi_jax.serve.explainer import Explainer
 from sarathi_jax.serve.link import EngineLink, LinkError
 from sarathi_jax.serve.log import logging_to
 from sarathi_jax.serve.messages import (
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
     from sarathi_jax.started_engine import StartedEngine
 
 IDLE_WAIT_S = 0.5
-CONSTRAINT_WAIT_S = 1e-3
+ASIDE_WAIT_S = 1e-3  # while another thread makes something
 PR_SET_PDEATHSIG = 1
 
 
@@ -154,6 +156,7 @@ class Session:
         self._link = link
         self._reporter = StepReporter(started.engines, started.compile_ledger)
         self._constraints = ConstraintQueue(started.constraints)
+        self._explainer = Explainer([engine.recorder for engine in started.engines])
         self._is_stopped = False
         # Engine's request id -> the front's number, and the sample that it is, where it is one alone.
         self._numbers: dict[str, tuple[int, int | None]] = {}
@@ -169,7 +172,7 @@ class Session:
     def run(self) -> None:
         """Until stopped. Raises: LinkError if the front has gone; EngineError if the engine can't go on."""
         while not self._is_stopped:
-            for message in self._link.poll(self._wait_s()):
+            for message in self._link.poll(self._wait_s):
                 self._take(message)
             for made in self._constraints.take():
                 self._queue(*made)
@@ -177,11 +180,15 @@ class Session:
                 self._step()
             if self._reporter.is_due(is_busy=self._engine.has_unfinished or self._constraints.has_work):
                 self._link.send(self._reporter.report())
+            for explained in self._explainer.take():
+                self._link.send(explained)
 
+    @property
     def _wait_s(self) -> float:
+        """How long to wait for messages."""
         if self._engine.has_unfinished:
             return 0.0
-        return CONSTRAINT_WAIT_S if self._constraints.has_work else IDLE_WAIT_S
+        return ASIDE_WAIT_S if self._constraints.has_work or self._explainer.is_busy else IDLE_WAIT_S
 
     def _take(self, message: ToEngine) -> None:
         self._takers[type(message)](message)
@@ -219,9 +226,12 @@ class Session:
             return
         self._numbers[request_id] = (message.number, message.sample)
         self._request_ids.setdefault(message.number, []).append(request_id)
+        if message.wants_timing:
+            self._explainer.follow(message.number, request_id, message.params.n, message.sample or 0)
 
     def _abort(self, message: Abort) -> None:
         self._constraints.drop(message.number)
+        self._explainer.forget(message.number)
         for request_id in self._request_ids.pop(message.number, ()):
             self._engine.abort(request_id)
             self._numbers.pop(request_id, None)
@@ -251,6 +261,7 @@ class Session:
             left.remove(event.request_id)
             if not left:
                 del self._request_ids[number]
+                self._explainer.ended(number)
         return TokenEvent(
             number,
             event.sample_index if sample is None else sample,

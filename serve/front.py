@@ -154,6 +154,7 @@ class Front:
                     cache_salt=f"{tenant}/{body.cache_salt or ''}",
                     slo_class=body.slo_class or "interactive",
                     client=tenant,
+                    wants_timing=bool(body.timing),
                 ),
                 limits,
                 self.facts.eos_token_ids,

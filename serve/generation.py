@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import msgspec
+
 from sarathi_jax.outputs import FinishReason, TokenLogprobs
 from sarathi_jax.sampling_params import SamplingParams
 from sarathi_jax.scheduling.admission import check_request
@@ -14,7 +16,7 @@ from sarathi_jax.scheduling.request import Request
 from sarathi_jax.serve.engine_client import EngineClient
 from sarathi_jax.serve.errors import ApiError, of_lost
 from sarathi_jax.serve.live_request import LiveRequest, Lost, RequestSpec
-from sarathi_jax.serve.messages import TokenEvent
+from sarathi_jax.serve.messages import EXPLAIN_LIMIT_S, LateToken, TokenEvent
 from sarathi_jax.text.output_text import OutputText
 from sarathi_jax.text.tokenizer import Tokenizer
 
@@ -114,11 +116,12 @@ class Generation:
             if self.live.lost is not None:
                 raise of_lost(self.live.lost)
 
-    def timing(self) -> dict[str, Any]:
-        """Seconds: until the first step, from there to the first token, and all; None: not known, or there was none."""
+    async def timing(self) -> dict[str, Any]:
+        """Seconds: until the first step, from there to the first token, and all; and which tokens came late. None: not known, or there was none."""
         live, now_s = self.live, time.perf_counter()
         queue_s = None if live.done is None else live.done.scheduling_delay_s
         ttft_s = None if live.first_token_s is None else live.first_token_s - live.spec.arrival_s
+        await live.wait_explained(EXPLAIN_LIMIT_S)
         return {
             "queue_s": queue_s,
             "prefill_s": None if queue_s is None or ttft_s is None else ttft_s - queue_s,
@@ -126,6 +129,7 @@ class Generation:
             "e2e_s": now_s - live.spec.arrival_s,
             "num_preemptions": 0 if live.done is None else live.done.num_preemptions,
             "num_engine_restarts": live.num_restarts,
+            "stalls": None if live.late is None else [stall(token) for token in live.late],
         }
 
     def close(self) -> None:
@@ -142,6 +146,18 @@ class Generation:
         if sample.has_ended and event.finish_reason is None:
             self._client.end_sample(self.live, event.sample)
         return piece
+
+
+def stall(late: LateToken) -> dict[str, Any]:
+    """A late token as an answer has it: of other requests there is a count, and nothing else."""
+    return {
+        "sample": late.sample,
+        "token": late.token,
+        "at_s": late.at_s,
+        "gap_s": late.gap_s,
+        "cause": late.causes[0].kind if late.causes else None,
+        "causes": [msgspec.structs.asdict(cause) for cause in late.causes],
+    }
 
 
 def joined(pieces: list[Piece]) -> Piece:

@@ -1,13 +1,14 @@
 """A request that the engine works on, as the front holds it: all that is needed to go on with it on another engine, and what has come and was not taken yet."""
 
 import asyncio
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
 from sarathi_jax.outputs import FinishReason
 from sarathi_jax.sampling_params import SamplingParams
-from sarathi_jax.serve.messages import Add, Done, TokenEvent
+from sarathi_jax.serve.messages import Add, Done, LateToken, TokenEvent
 
 
 class RequestSpec(NamedTuple):
@@ -20,6 +21,7 @@ class RequestSpec(NamedTuple):
     cache_salt: str = ""
     slo_class: str = "interactive"
     client: str = ""
+    wants_timing: bool = False
 
 
 class Lost(NamedTuple):
@@ -35,6 +37,7 @@ class LiveRequest:
 
     token_ids: of each sample, all that have come. done: the engine's last word, when there is one. first_token_s: on the machine's monotonic clock.
     num_restarts: of the engine, while the request was under way. reasons: why each sample ended; None: it has not.
+    late: tokens that came late, once the engine has explained them; None: nobody knows.
     """
 
     def __init__(self, number: int, spec: RequestSpec) -> None:
@@ -46,10 +49,12 @@ class LiveRequest:
         self.first_token_s: float | None = None
         self.num_restarts = 0
         self.reasons: list[FinishReason | None] = [None] * spec.params.n
+        self.late: list[LateToken] | None = None
         self._last_s: list[float | None] = [None] * spec.params.n
         self._has_prompt_logprobs = False
         self._events: list[TokenEvent] = []
         self._news = asyncio.Event()
+        self._explained = asyncio.Event()
 
     @property
     def is_over(self) -> bool:
@@ -91,6 +96,16 @@ class LiveRequest:
     def end_sample(self, sample: int) -> None:
         """A sample's text is complete: nothing more is wanted of it."""
         self.reasons[sample] = "stop"
+
+    def explain(self, late: list[LateToken] | None) -> None:
+        """The engine has said which tokens came late, and why."""
+        self.late = late
+        self._explained.set()
+
+    async def wait_explained(self, limit_s: float) -> None:
+        """Wait until it has, but not for long."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._explained.wait(), limit_s)
 
     def lose(self, lost: Lost) -> None:
         """Nothing more will come, and the request has not ended."""
@@ -134,4 +149,5 @@ class LiveRequest:
             client=spec.client,
             sample=sample,
             output_token_ids=output_token_ids,
+            wants_timing=spec.wants_timing,
         )

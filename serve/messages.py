@@ -1,7 +1,7 @@
 """What the front and the engine process say to each other: fixed fields in msgpack, never anything that could run. Requests are numbered by the front.
 
 front -> engine   Start | Add, Abort, EndSample, Watch ..., Stop
-engine -> front   Found, Ready | Tokens, Refused, Steps ..., Ended
+engine -> front   Found, Ready | Tokens, Refused, Explained, Steps ..., Ended
 """
 
 from typing import Any
@@ -11,6 +11,8 @@ from msgspec import Struct
 from sarathi_jax.outputs import FinishReason, TokenLogprobs
 from sarathi_jax.sampling_params import SamplingParams
 from sarathi_jax.scheduling.limits import SchedulerLimits
+
+EXPLAIN_LIMIT_S = 1.0  # that an answer waits for Explained
 
 
 class Start(Struct, frozen=True, tag="start"):
@@ -26,7 +28,7 @@ class Add(Struct, frozen=True, tag="add", kw_only=True):
     """Queue a request, or one sample of it again with the tokens that it brought from an engine before this one.
 
     params: without stop strings, which are the front's; with a seed. arrival_s: on the machine's monotonic clock, which both processes read.
-    sample: None: all samples; else this one alone, which params' seed is of.
+    sample: None: all samples; else this one alone, which params' seed is of. wants_timing: tell why tokens came late, with Explained.
     """
 
     number: int
@@ -39,6 +41,7 @@ class Add(Struct, frozen=True, tag="add", kw_only=True):
     client: str
     sample: int | None = None
     output_token_ids: list[int] = []
+    wants_timing: bool = False
 
 
 class Abort(Struct, frozen=True, tag="abort"):
@@ -130,6 +133,32 @@ class Refused(Struct, frozen=True, tag="refused"):
     param: str | None
 
 
+class CauseShare(Struct, frozen=True, array_like=True):
+    """What one kind of cause did to a gap (docs/flight-recorder.md). num_requests: of others, whose doing it was. num_tokens: of theirs, or of padding."""
+
+    kind: str
+    seconds: float
+    num_tokens: int
+    num_requests: int
+
+
+class LateToken(Struct, frozen=True, array_like=True):
+    """token: its number among the output's, from 1. at_s: since the request arrived. causes: the largest first; they add up to gap_s."""
+
+    sample: int
+    token: int
+    at_s: float
+    gap_s: float
+    causes: list[CauseShare]
+
+
+class Explained(Struct, frozen=True, tag="explained"):
+    """A request that wanted timing has ended. late: None: nobody knows."""
+
+    number: int
+    late: list[LateToken] | None
+
+
 class StepRow(Struct, frozen=True, array_like=True):
     request_id: str
     start: int
@@ -175,4 +204,4 @@ class Ended(Struct, frozen=True, tag="ended"):
 
 
 type ToEngine = Start | Add | Abort | EndSample | Watch | Stop
-type ToFront = Found | Ready | Tokens | Refused | Steps | Ended
+type ToFront = Found | Ready | Tokens | Refused | Explained | Steps | Ended

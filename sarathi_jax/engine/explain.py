@@ -16,7 +16,7 @@ The time from the plan that admits a request to its first token is divided in th
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from statistics import median
 
 from sarathi_jax.engine.flight_record import Completed, FlightRecord
@@ -104,15 +104,9 @@ def explain(record: FlightRecord, name: str, slo_s: float | None = None) -> Expl
     facts = find_request(record, name)
     run = read_run(record)
     story = tell_story(run, facts)
-    pairs = list(pairwise(story.tokens))
-    gaps = [later.at_s - earlier.at_s for earlier, later in pairs]
-    limit_s = LATE_FACTOR * median(list(run.token_gaps()) or [0.0]) if slo_s is None else slo_s
+    gaps = [later.at_s - earlier.at_s for earlier, later in pairwise(story.tokens)]
+    limit_s = usual_limit_s(run) if slo_s is None else slo_s
     shares = _Shares(run, story)
-    late = [
-        LateToken(later.number, later.at_s, later.at_s - earlier.at_s, shares.causes(earlier.at_s, later.at_s))
-        for earlier, later in pairs
-        if later.at_s - earlier.at_s > limit_s
-    ]
     first = story.admitted_to
     first_row = first.rows.of(facts.request) if first is not None else None
     return Explanation(
@@ -131,11 +125,21 @@ def explain(record: FlightRecord, name: str, slo_s: float | None = None) -> Expl
         limit_s=limit_s,
         is_limit_given=slo_s is not None,
         first_token=shares.first_token(first),
-        late=late,
+        late=shares.late(limit_s),
         num_preemptions=len(story.preempted_in),
         end=story.end,
         end_s=story.end_s,
     )
+
+
+def usual_limit_s(run: Run, num_gaps: int | None = None) -> float:
+    """Gaps over this are late where nobody says what is. num_gaps: look at no more, the first ones."""
+    return LATE_FACTOR * median(list(islice(run.token_gaps(), num_gaps)) or [0.0])
+
+
+def late_tokens(run: Run, story: Story, limit_s: float, at_most: int) -> list[LateToken]:
+    """Those with the longest gaps, in their order."""
+    return _Shares(run, story).late(limit_s, at_most)
 
 
 def _chunks(story: Story) -> list[ChunkRun]:
@@ -188,6 +192,18 @@ class _Shares:
         self._restarted = next(
             (step.number for step, place in story.places.items() if place in (Place.PREEMPTED, Place.FAILED)), NEVER
         )
+
+    def late(self, limit_s: float, at_most: int | None = None) -> list[LateToken]:
+        """Tokens whose gaps are over the limit, in their order; if there are more than at_most, those with the longest."""
+        pairs = list(pairwise(self._story.tokens))
+        gaps = sorted((later.at_s - earlier.at_s for earlier, later in pairs), reverse=True)
+        if at_most is not None and at_most < len(gaps):
+            limit_s = max(limit_s, gaps[at_most])
+        return [
+            LateToken(later.number, later.at_s, later.at_s - earlier.at_s, self.causes(earlier.at_s, later.at_s))
+            for earlier, later in pairs
+            if later.at_s - earlier.at_s > limit_s
+        ]
 
     def first_token(self, first: Step | None) -> LateToken | None:
         """As a late one. first: the step that the request was admitted to."""

@@ -4,6 +4,7 @@ import platform
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from sarathi_jax.engine.flight_record import (
     Event,
     Failed,
     Finished,
+    FlightRecord,
     Header,
     Idle,
     RequestFacts,
@@ -53,6 +55,12 @@ def write_snapshot(
         ) from error
 
 
+def record_of(recorder: notes.FlightRecorder, snapshot: notes.Snapshot) -> FlightRecord:
+    """What a recorder held, as it would be read from a file."""
+    requests = {facts.request: facts for facts in request_facts(snapshot)}
+    return FlightRecord(header(recorder, snapshot, "asked for"), requests, list(event_lines(snapshot.events)))
+
+
 def paced(events: Iterator[Event]) -> Iterator[Event]:
     """The same, with a pause every EVENTS_AT_A_TIME."""
     for number, event in enumerate(events):
@@ -85,6 +93,7 @@ def header(recorder: notes.FlightRecorder, snapshot: notes.Snapshot, reason: str
     )
 
 
+@cache
 def versions() -> dict[str, str]:
     """Of what decides and what runs."""
     found = {"python": platform.python_version()}

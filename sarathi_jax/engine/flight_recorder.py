@@ -10,6 +10,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import wraps
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 MAX_BYTES = 64 * 2**20
 # What things take in memory, about: an event with its numbers, a request's facts, a request among a step's decodes.
 EVENT_BYTES, REQUEST_BYTES, DECODE_BYTES = 320, 900, 12
+NO_DIGESTS = array("Q")
 
 
 class Compiled(Protocol):
@@ -293,12 +295,34 @@ class FlightRecorder:
         """The request of this number, if it has not ended."""
         return self._live.get(number)
 
+    def number(self, request_id: str) -> int | None:
+        """Of a request that has not ended; its other samples have those after it. None: there is no such one."""
+        number = self._numbers.get(request_id)
+        return number if number in self._live else None
+
+    @property
+    def num_events(self) -> int:
+        """Of all that ever were in the ring."""
+        return self._num_dropped + len(self._events)
+
+    def latest(self, num_events: int) -> Callable[[], Snapshot]:
+        """At most so many events, to explain: requests have no digests. Returns: what makes the snapshot, in any thread. Raises: EngineError after a fault."""
+        self._check()
+        events = list(islice(reversed(self._events), num_events))
+        num_before, clock_s = self.num_events - len(events), self._clock.now()
+        ended = [note for _, note in takewhile(lambda each: each[0] >= num_before, reversed(self._ended))]
+        live = list(self._live.items())
+
+        def make() -> Snapshot:
+            requests = [note._replace(digests=NO_DIGESTS) for note in ended]
+            requests += [self._request_note(*each, NO_DIGESTS) for each in live]
+            return Snapshot(requests, events[::-1], num_before, clock_s)
+
+        return make
+
     def snapshot(self) -> Snapshot:
         """Everything in the ring. Raises: EngineError if a fault stopped the recording."""
-        if self.fault is not None:
-            raise EngineError(
-                f"The flight recorder must run, got a fault of its own: {self.fault!r}: please report it."
-            )
+        self._check()
         requests = [note for _, note in self._ended] + [self._request_note(*each) for each in self._live.items()]
         return Snapshot(requests, list(self._events), self._num_dropped, self._clock.now())
 
@@ -314,6 +338,12 @@ class FlightRecorder:
             self.watch.close()
 
     # ---- inside
+
+    def _check(self) -> None:
+        if self.fault is not None:
+            raise EngineError(
+                f"The flight recorder must run, got a fault of its own: {self.fault!r}: please report it."
+            )
 
     def _append(self, note: Note) -> None:
         self._is_idle = False
@@ -347,8 +377,10 @@ class FlightRecorder:
         self._notes.forget(number)
         return len(note.digests) * note.digests.itemsize
 
-    def _request_note(self, number: int, request: Request) -> RequestNote:
+    def _request_note(self, number: int, request: Request, digests: "array[int] | None" = None) -> RequestNote:
         leader = request.samples[0] if request.samples else request
+        if digests is None:
+            digests = array("Q", [int.from_bytes(block.digest[:8]) for block in request.block_chain[1:]])
         return RequestNote(
             number,
             request.request_id,
@@ -364,5 +396,5 @@ class FlightRecorder:
             request.slo_class,
             request.client,
             request.sampling.prompt_logprobs is not None,
-            array("Q", [int.from_bytes(block.digest[:8]) for block in request.block_chain[1:]]),
+            digests,
         )

@@ -20,6 +20,7 @@ import sarathi_jax
 from sarathi_jax.clock import WallClock
 from sarathi_jax.engine.engine import Engine
 from sarathi_jax.engine.faulty_executor import FaultyExecutor
+from sarathi_jax.engine.flight_recorder import FlightRecorder
 from sarathi_jax.errors import SarathiError
 from sarathi_jax.faults import parse_faults
 from sarathi_jax.outputs import TokenLogprobs
@@ -34,6 +35,9 @@ from sarathi_jax.text.tokenizer import Tokenizer
 FOLDER = Path(sarathi_jax.__file__).parent / "assets" / "demo"
 DEFAULTS: dict[str, Any] = {
     "step_s": 0.001,
+    "token_s": 0.0,
+    "policy": "sarathi",
+    "flight_recorder": 65536,
     "max_num_seqs": 16,
     "token_budget": 256,
     "max_model_len": 2048,
@@ -110,7 +114,8 @@ class FakeDevice:
             sys.exit(7)
         if self._num_steps == self._options["hangs_at_step"]:
             time.sleep(3600)
-        self._free_s = max(self._free_s, time.perf_counter()) + self._options["step_s"]
+        step_s = self._options["step_s"] + self._options["token_s"] * schedule.num_tokens
+        self._free_s = max(self._free_s, time.perf_counter()) + step_s
         token_ids = [self._run_row(row) for row in schedule.rows]
         is_finite = [self._is_finite(row) for row in schedule.rows]
         tops = [TokenLogprobs(-0.5, 1, ((token_id, -0.5), (0, -1.5))) for token_id in token_ids]
@@ -125,7 +130,8 @@ class FakeDevice:
             asked if any(asked) else None,
             prompts if any(each is not None for each in prompts) else None,
         )
-        return Handle(Shape(self._options["token_budget"], len(schedule.rows)), self._free_s, result)
+        num_tokens = schedule.num_tokens if schedule.is_decode_only else self._options["token_budget"]
+        return Handle(Shape(num_tokens, len(schedule.rows)), self._free_s, result)
 
     def close(self) -> None:
         pass
@@ -199,20 +205,29 @@ class FakeStarted:
         eos_token_id = tokenizer.eos_token_id
         assert eos_token_id is not None
         vocab_size = tokenizer.vocab_size + options["vocab_padding"]
-        scheduler = Scheduler("sarathi", vocab_size=vocab_size, **{name: options[name] for name in SIZES})
+        scheduler = Scheduler(options["policy"], vocab_size=vocab_size, **{name: options[name] for name in SIZES})
         device = FakeDevice(options, tokenizer, eos_token_id)
         faults = parse_faults(options["faults"])
         executor = FaultyExecutor(device, faults) if faults else device
         self.constraints = ConstraintFactory.from_folder(folder_of(options), vocab_size, [eos_token_id])
+        clock, num_events = WallClock(), options["flight_recorder"]
         self.engine = Engine(
-            scheduler, executor, WallClock(), is_overlapped=True, tokenizer=None, eos_token_ids=[eos_token_id]
+            scheduler,
+            executor,
+            clock,
+            is_overlapped=True,
+            tokenizer=None,
+            eos_token_ids=[eos_token_id],
+            recorder=FlightRecorder(scheduler, clock, max_events=num_events, is_overlapped=True)
+            if num_events
+            else None,
         )
         self.engines = [self.engine]
         self.compile_ledger = Ledger()
         self.facts = EngineFacts(
             model="demo",
             limits=scheduler.limits,
-            policy="sarathi",
+            policy=options["policy"],
             eos_token_ids=[eos_token_id],
             devices=["fake"],
             mesh=None,

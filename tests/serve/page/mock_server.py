@@ -247,7 +247,14 @@ async def completion(engine: MockEngine, body: dict, text: str) -> AsyncIterator
             "total_tokens": prompt + request.out,
             "prompt_tokens_details": {"cached_tokens": 0},
         }
-        timing = {"queue_s": 0.012, "prefill_s": request.times[0] - request.arrival, "num_preemptions": 1}
+        shares = [{"kind": "prefill", "seconds": 0.2, "num_tokens": 240, "num_requests": 1}]
+        late = {"sample": 0, "token": 3, "at_s": 0.5, "gap_s": 0.2, "cause": "prefill", "causes": shares}
+        timing = {
+            "queue_s": 0.012,
+            "prefill_s": request.times[0] - request.arrival,
+            "num_preemptions": 1,
+            "stalls": [late, {**late, "token": 7}, {**late, "token": 9, "cause": "host"}],
+        }
         yield sse({**head, "choices": [], "usage": usage, "timing": timing})
         yield "data: [DONE]\n\n"
     finally:

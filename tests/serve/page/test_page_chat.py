@@ -29,6 +29,7 @@ def test_an_answer_streams_and_says_what_it_took(mock: Any, open_page: Callable)
     assert "tokens/s" in facts
     assert "12 ms queued" in facts
     assert "preempted 1 time" in facts
+    assert "3 late tokens (prefill, host)" in facts
     assert page.text_content("#announcer") == f"The model says: {text}"
 
 
