@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from sarathi_jax.serve.strict_body import Body
+from sarathi_jax.serve.strict_body import Body, Items
 
 MAX_TOOLS = 128
 MAX_DESCRIPTION_CHARS = 8192
@@ -38,7 +38,7 @@ class StructuredOutputs(Body):
     json_schema: dict[str, Any] | str | None = Field(default=None, alias="json")
     json_object: Literal[True] | None = None
     regex: str | None = None
-    choice: list[str] | None = None
+    choice: Items[str] | None = None
     grammar: str | None = None
 
     @model_validator(mode="after")

@@ -3,14 +3,14 @@
 Ranges that depend on the model are checked where all requests are (`scheduling.admission`); those that depend on other fields in `SamplingParams`.
 """
 
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from sarathi_jax.sampling_params import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, MAX_TOP_LOGPROBS
 from sarathi_jax.serve.output_schemas import MAX_TOOLS, NamedTool, ResponseFormat, StructuredOutputs, Tool
-from sarathi_jax.serve.strict_body import Body
+from sarathi_jax.serve.strict_body import Body, Items
 
 MAX_INT = 2**63 - 1
 MAX_STOPS = 4
@@ -22,9 +22,6 @@ MAX_COMPLETION_LOGPROBS = 5
 SALT_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
 
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
-Item = TypeVar("Item")
-# One wrong item is enough: a list of a million of them would be a million errors.
-Items = Annotated[list[Item], Field(fail_fast=True)]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
@@ -170,7 +167,7 @@ class ChatBody(SamplingBody):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     add_generation_prompt: bool | None = None
-    tools: Annotated[list[Tool], Field(min_length=1, max_length=MAX_TOOLS)] | None = None
+    tools: Annotated[Items[Tool], Field(min_length=1, max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
 

@@ -1,6 +1,12 @@
 """What all request bodies, and the objects in them, have in common."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Item = TypeVar("Item")
+# One wrong item is enough: a list of a million of them would be a million errors.
+Items = Annotated[list[Item], Field(fail_fast=True)]
 
 
 class Body(BaseModel):

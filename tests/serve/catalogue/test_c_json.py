@@ -79,6 +79,8 @@ HUGE: list[tuple[str, Any, dict[str, Any]]] = [
     ("B-C07", CompletionBody, {"prompt": "a", "allowed_token_ids": ["x"] * 50_000}),
     ("B-C07", CompletionBody, {"prompt": "a", "stop": [1] * 50_000}),
     ("B-C07", CompletionBody, {"prompt": "a", **dict.fromkeys(map(str, range(50_000)), 1)}),
+    ("B-C07", CompletionBody, {"prompt": "a", "structured_outputs": {"choice": [5] * 50_000}}),
+    ("B-C07", ChatBody, {"messages": [{"role": "user", "content": "a"}], "tools": [5] * 50_000}),
     ("B-C07", ChatBody, {"messages": [5] * 50_000}),
     ("B-C07", ChatBody, {"messages": [{"role": "user", "content": [5] * 50_000}]}),
 ]
