@@ -45,6 +45,7 @@ STOP_LIMIT_S = 5.0
 END_LIMIT_S = 0.5
 STACKS_WAIT_S = 0.5
 CRASH_WINDOW_S = 60.0
+MAX_DEATHS = 3  # of engines under one request: it may be what they die of, and others are to be served
 USER_ERROR_CODE = 2
 ENGINE_COMMAND = (sys.executable, "-m", "sarathi_jax.serve.engine_process")
 
@@ -278,11 +279,13 @@ class EngineClient:
         self.facts = facts
         if self._num_watchers:
             self._link.send(Watch(True))
-        for live in self._live.values():
-            if not live.is_over:
-                live.num_restarts += int(self.num_restarts > 0)
-                for add in live.adds():
-                    self._link.send(add)
+        for live in [live for live in self.live if not live.is_over]:
+            live.num_restarts += 1
+            if live.num_restarts > MAX_DEATHS:
+                live.lose(Lost("internal_error", ""))
+                continue
+            for add in live.adds():
+                self._link.send(add)
         self._set_state("ready")
         self.ready.set()
 

@@ -118,6 +118,16 @@ def test_an_engine_that_dies_too_often_ends_the_server(serving: Any) -> None:
     assert "3 times" in str(server.error)
 
 
+def test_a_request_that_every_engine_dies_of_is_given_up(serving: Any) -> None:
+    """It gets its error, and the server goes on: the request is gone that the engine died of."""
+    server = serving(engine={"dies_at_step": 4}, max_restarts=10)
+    answer = server.post("/v1/completions", body_of(1))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+    assert server.get("/server_info").json()["num_engine_restarts"] == 4
+    wait_until(lambda: server.get("/health").status_code == 200)
+    assert server.complete(max_tokens=1)["usage"]["completion_tokens"] == 1
+
+
 def test_an_engine_that_cannot_start_ends_the_server_with_its_words(serving: Any) -> None:
     with pytest.raises(ConfigError, match="got none"):
         serving(engine={"dies_at_start": "A model must be there, got none: name another."})
