@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 from sarathi_jax import __version__
 from sarathi_jax.serve.admission import Admission
 from sarathi_jax.serve.engine_client import EngineClient
+from sarathi_jax.serve.errors import CLIENT_CLOSED
 from sarathi_jax.serve.log import LineHandler
 from sarathi_jax.serve.messages import EngineFacts
 from sarathi_jax.serve.metric_names import HTTP_S, LAG_S, Names
@@ -69,10 +70,10 @@ class Metrics:
         ]
 
     def visited(self, scope: Any, status: int, seconds: float) -> None:
-        """A request was answered, or its client left."""
+        """A request was answered, or its client left before: then the status is 0, or 499."""
         method = scope["method"] if scope["method"] in METHODS else "other"
         route = getattr(scope.get("route"), "path", "none")
-        self._http_requests.labels(route, method, str(status)).inc()
+        self._http_requests.labels(route, method, str(status or CLIENT_CLOSED)).inc()
         self._http_seconds.labels(route, method).observe(seconds)
 
     def watch_log(self, log: LineHandler) -> None:

@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -213,3 +214,24 @@ def test_the_lag_of_the_event_loop(serving: Any) -> None:
     samples = scrape(server)
     assert value(samples, "sarathi_jax_event_loop_lag_max_seconds") >= 0.15
     assert value(samples, "sarathi_jax_event_loop_lag_seconds_count") >= 1
+
+
+@pytest.mark.parametrize("prefix", ["sarathi_jax", "vllm"])
+def test_a_server_that_starts_says_so(serving: Any, prefix: str) -> None:
+    server = serving(waits=False, engine={"start_s": 1.0}, metrics_prefix=prefix)
+    starting = scrape(server)
+    assert value(starting, "sarathi_jax_engine_state", state="starting") == 1
+    assert "process_resident_memory_bytes" in starting
+    server.wait()
+    assert value(scrape(server), "sarathi_jax_engine_state", state="ready") == 1
+
+
+def test_a_client_that_leaves_before_the_answer(serving: Any) -> None:
+    server = serving(engine={"step_s": 0.05})
+    with pytest.raises(httpx2.TimeoutException):
+        server.http.post(
+            f"{server.url}/v1/completions",
+            json={"model": "demo", "prompt": "a", "max_tokens": 400, "ignore_eos": True},
+            timeout=0.3,
+        )
+    assert value(scrape(server), "http_requests_total", handler="/v1/completions", method="POST", status="499") == 1
