@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 FinishReason = Literal["stop", "length", "abort", "error"]
-Fault = Literal["internal_error", "numerical_error"]
+Fault = Literal["internal_error", "numerical_error", "grammar_limit"]
 
 
 class TokenLogprobs(NamedTuple):
@@ -42,7 +42,7 @@ class CompletionOutput:
 
     finish_reason: "stop" (end of sequence, stop string or stop id), "length", "abort", or "error".
     stop_reason: the stop string or stop id that ended it; of an "error" what it was: "numerical_error" (logits that were not finite, or a token that is none
-      of the vocabulary) or "internal_error" (every step that it was in failed); None for end of sequence and all else.
+      of the vocabulary), "grammar_limit" (its structure could not go on) or "internal_error" (every step that it was in failed); None for end of sequence and all else.
     logprobs: one a token, if asked for.
     """
 

@@ -35,7 +35,8 @@ STATUS_OF_LOST = {
 }
 FIXED_MESSAGES = {
     "internal_error": "The server had an error while processing this request.",
-    "numerical_error": "The model's output for this request was not finite, or its grammar passed a limit on the way.",
+    "numerical_error": "The model's output for this request was not finite.",
+    "grammar_limit": "The grammar of this request passed a limit while its output was written: use a simpler one.",
 }
 
 

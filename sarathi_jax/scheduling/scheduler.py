@@ -354,10 +354,11 @@ class Scheduler:
     ) -> list[TokenOutput]:
         """Constraints take in their tokens; requests whose token is of no use end."""
         outputs: list[TokenOutput] = []
-        for request in wrong_rows(requests, schedule.rows, result, self.limits.vocab_size, bool(self._constrained)):
+        wrong = wrong_rows(requests, schedule.rows, result, self.limits.vocab_size, bool(self._constrained))
+        for request, fault in wrong:
             self.kv_pages.distrust(request)
             self._end(request, "error", now_s)
-            outputs.append(ended_by(request, "numerical_error"))
+            outputs.append(ended_by(request, fault))
         return outputs
 
     def _end_guilty(self, guilty: Sequence[Request], now_s: float) -> list[TokenOutput]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from sarathi_jax.outputs import Fault
 from sarathi_jax.scheduling.request import Request
 from sarathi_jax.scheduling.schedule import ScheduledRow, StepResult
 
@@ -12,8 +13,8 @@ def wrong_rows(
     result: StepResult,
     vocab_size: int,
     has_constraints: bool,
-) -> list[Request]:
-    """The requests, not ended yet, whose logits were not finite, whose token is none of the vocabulary, or whose constraint can't go on after it.
+) -> list[tuple[Request, Fault]]:
+    """The requests, not ended yet, whose logits were not finite, whose token is none of the vocabulary, or whose constraint can't go on after it; and which it was.
 
     Constraints of all others take in their tokens. has_constraints: whether there may be any.
     """
@@ -21,14 +22,13 @@ def wrong_rows(
     is_sound = (is_finite is None or all(is_finite)) and min(token_ids) >= 0 and max(token_ids) < vocab_size
     if is_sound and not has_constraints:
         return []
-    wrong: list[Request] = []
+    wrong: list[tuple[Request, Fault]] = []
     for index, (request, row) in enumerate(zip(requests, rows, strict=True)):
         if request.is_finished:
             continue
         is_wrong = row.does_sample and not 0 <= token_ids[index] < vocab_size
-        is_wrong = is_wrong or (is_finite is not None and not is_finite[index])
-        if not is_wrong and row.does_sample and request.constraint is not None:
-            is_wrong = not request.constraint.accept(token_ids[index])
-        if is_wrong:
-            wrong.append(request)
+        if is_wrong or (is_finite is not None and not is_finite[index]):
+            wrong.append((request, "numerical_error"))
+        elif row.does_sample and request.constraint is not None and not request.constraint.accept(token_ids[index]):
+            wrong.append((request, "grammar_limit"))
     return wrong

@@ -120,8 +120,11 @@ def test_a_constraint_that_fails_ends_its_request_with_an_error_and_no_other(mak
     alone = run(make_rig(), ["f2"])
     rig = make_rig()
     add(rig, "bad", 1, Numbers(9, fails_at=3))
-    outputs = {"bad": None, **run(rig, ["f2"])}
-    assert outputs["f2"] == alone["f2"]
+    add(rig, "f2", 2, n=1)
+    outputs = rig.outputs()
+    assert [each.token_ids for each in outputs["f2"].outputs] == alone["f2"]
+    (bad,) = outputs["bad"].outputs
+    assert (bad.finish_reason, bad.stop_reason) == ("error", "grammar_limit")
 
 
 def test_an_abort_in_the_middle_leaves_nothing_behind(make_rig: Callable[..., Any]):

@@ -10,6 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sarathi_jax.serve.errors import of_lost
+from sarathi_jax.serve.live_request import Lost
+
 PERSON: dict[str, Any] = {
     "type": "object",
     "properties": {
@@ -234,3 +237,9 @@ def test_nobody_waits_for_a_check_of_another(server: Any, monkeypatch: pytest.Mo
     assert slow.is_alive()
     goes_on.set()
     slow.join(60)
+
+
+def test_a_grammar_that_passes_a_limit_on_the_way_is_its_clients_fault() -> None:
+    error = of_lost(Lost("grammar_limit", ""))
+    assert (error.status, error.body["error"]["type"]) == (400, "invalid_request_error")
+    assert "grammar" in str(error)
