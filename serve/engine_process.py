@@ -153,6 +153,7 @@ class Session:
 
     def __init__(self, started: "StartedEngine", link: EngineLink) -> None:
         self._engine: AnyEngine = started.engine
+        self._engines = started.engines
         self._link = link
         self._reporter = StepReporter(started.engines, started.compile_ledger)
         self._constraints = ConstraintQueue(started.constraints)
@@ -161,6 +162,7 @@ class Session:
         # Engine's request id -> the front's number, and the sample that it is, where it is one alone.
         self._numbers: dict[str, tuple[int, int | None]] = {}
         self._request_ids: dict[int, list[str]] = {}
+        self._begun: set[int] = set()  # of whom something was said
         self._takers: dict[type, Callable[..., None]] = {
             Add: self._add,
             Abort: self._abort,
@@ -232,6 +234,7 @@ class Session:
     def _abort(self, message: Abort) -> None:
         self._constraints.drop(message.number)
         self._explainer.forget(message.number)
+        self._begun.discard(message.number)
         for request_id in self._request_ids.pop(message.number, ()):
             self._engine.abort(request_id)
             self._numbers.pop(request_id, None)
@@ -246,13 +249,23 @@ class Session:
     def _stop(self, _: Stop) -> None:
         self._is_stopped = True
 
+    def _beginning(self, request_id: str) -> Done | None:
+        """What is known of a request at its first token; None if it has ended."""
+        found = filter(None, (engine.scheduler.get(request_id) for engine in self._engines))
+        if (request := next(found, None)) is None:
+            return None
+        first_s = request.first_scheduled_s
+        delay_s = None if first_s is None else first_s - request.arrival_s
+        return Done(request.num_prefix_hit_tokens, request.num_preemptions, delay_s)
+
     def _event(self, event: StreamEvent) -> TokenEvent | None:
         """As the front is told of it; None: it does not ask any more."""
         found = self._numbers.get(event.request_id)
         if found is None:
             return None
         number, sample = found
-        done = None
+        done = None if number in self._begun else self._beginning(event.request_id)
+        self._begun.add(number)
         if event.output is not None:
             metrics = event.output.metrics
             done = Done(metrics.num_prefix_hit_tokens, metrics.num_preemptions, metrics.scheduling_delay_s)
@@ -261,6 +274,7 @@ class Session:
             left.remove(event.request_id)
             if not left:
                 del self._request_ids[number]
+                self._begun.discard(number)
                 self._explainer.ended(number)
         return TokenEvent(
             number,

@@ -88,7 +88,8 @@ class LiveRequest:
         if event.finish_reason is not None:
             self.reasons[event.sample] = event.finish_reason
         if event.done is not None:
-            self.done = event.done
+            first = self.done or event.done  # another engine finds other pages
+            self.done = Done(first.num_prefix_hit_tokens, event.done.num_preemptions, first.scheduling_delay_s)
         self._events.append(event)
         self._news.set()
         return gap_s

@@ -98,7 +98,7 @@ class Ready(Struct, frozen=True, tag="ready"):
 
 
 class Done(Struct, frozen=True, array_like=True):
-    """A request's last word. num_prefix_hit_tokens, scheduling_delay_s: of its first sample."""
+    """What is known of a request with its first token, and again with its last. num_prefix_hit_tokens, scheduling_delay_s: of its first sample."""
 
     num_prefix_hit_tokens: int
     num_preemptions: int

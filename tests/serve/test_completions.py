@@ -58,6 +58,16 @@ def test_a_stop_string_cuts_the_text(real_server: Any) -> None:
     assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", "5")
 
 
+def test_a_stop_string_hides_nothing_of_the_prompt(real_server: Any) -> None:
+    """The engine's last word comes too late for it."""
+    prompt = "Say this again and again: " + "xyz " * 30
+    text = real_server.complete(prompt, max_tokens=16, ignore_eos=True)["choices"][0]["text"]
+    answer = real_server.complete(prompt, max_tokens=64, ignore_eos=True, stop=[text[-1]], timing=True)
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] >= 32
+    assert answer["timing"]["queue_s"] is not None
+
+
 def test_a_seed_gives_the_same_text_again(real_server: Any) -> None:
     fields = {"temperature": 1.5, "seed": 7, "max_tokens": 24, "ignore_eos": True}
     texts = {real_server.complete("Once", **fields)["choices"][0]["text"] for _ in range(3)}

@@ -71,7 +71,8 @@ def test_streams_go_on_after_the_engine_is_killed(serving: Any) -> None:
     for round_ in range(3):
         pid = server.engine_pid
         threads, texts = streams(server)
-        time.sleep(0.1 + 0.07 * round_)
+        wait_until(lambda: server.front.client.num_live == NUM_STREAMS)
+        time.sleep(0.05 + 0.07 * round_)
         os.kill(pid, signal.SIGKILL)
         seen_s = wait_until(lambda: server.get("/health").status_code == 503)
         assert seen_s < 1.0
@@ -91,7 +92,8 @@ def test_a_whole_answer_survives_the_engine_too(serving: Any) -> None:
     found: list[Any] = []
     asking = threading.Thread(target=lambda: found.append(server.post("/v1/completions", body_of(0)).json()))
     asking.start()
-    time.sleep(0.2)
+    wait_until(lambda: server.front.client.num_live == 1)
+    time.sleep(0.1)
     os.kill(server.engine_pid, signal.SIGKILL)
     asking.join(60)
     assert [choice["text"] for choice in found[0]["choices"]] == expected
