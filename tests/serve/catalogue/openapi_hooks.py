@@ -15,3 +15,5 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
         for name in ("max_tokens", "max_completion_tokens", "n", "min_tokens"):
             if type(body.get(name)) is int and body[name] > 4:
                 body[name] = 4
+        if type(body.get("deadline_ms")) in (int, float) and body["deadline_ms"] > 0:
+            body["deadline_ms"] = 1e5  # a 504 that was asked for is right
