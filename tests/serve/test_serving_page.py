@@ -41,7 +41,8 @@ def test_its_commands_are_answered(real_server: Any, block: str) -> None:
             ["sh", "-c", command.replace("curl -s ", "curl -sS --fail-with-body ").replace(URL, real_server.url)]
         )
         assert '"error"' not in said
-        assert ("42" in said) == ("12+30" in command and "completions" in command and "stream" not in command)
+        if "12+30" in command and "completions" in command and "stream" not in command:
+            assert "42" in said
 
 
 def test_its_program_prints_the_answer(real_server: Any) -> None:
