@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from sarathi_jax.serve.log import MAX_WAITING_LINES, logging_to
+from sarathi_jax.serve.log import MAX_WAITING_LINES, JsonLines, LineHandler, TextLines, logging_to
 
 logger = logging.getLogger("sarathi_jax.test")
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} (DEBUG|INFO|WARNING|ERROR) +[\w.]+: ")
-HOSTILE = "name\n2026-01-01 00:00:00.000 INFO    gate: all is well\x1b[31m\r\u202e\ud800"
+HOSTILE = "name\n2026-01-01 00:00:00.000 INFO    gate: all is well\x1b[31m\r\u202e"
 
 
 @contextmanager
@@ -56,6 +56,14 @@ def test_no_text_of_a_client_begins_a_line_or_moves_a_terminal(tmp_path: Path) -
     assert not {"\x1b", "\r", "\u202e"} & set("".join(lines))
     assert all(line.startswith("    ") for line in lines if line not in starts)
     assert r"\n2026-01-01" in starts[0]
+
+
+@pytest.mark.parametrize("formatter", [TextLines(), JsonLines()])
+def test_half_a_character_is_written_all_the_same(formatter: logging.Formatter) -> None:
+    record = logging.makeLogRecord({"name": "sarathi_jax.test", "levelno": 20, "levelname": "INFO", "msg": "a\ud800b"})
+    line = LineHandler(formatter).prepare(record).decode()
+    assert "ud800b" in line
+    assert line.endswith("\n")
 
 
 def test_a_line_of_json(tmp_path: Path) -> None:
