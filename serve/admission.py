@@ -4,6 +4,7 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable
+from typing import Self
 
 from sarathi_jax.serve.config import ServeConfig
 from sarathi_jax.serve.errors import ApiError
@@ -13,13 +14,24 @@ MAX_RETRY_S = 60
 
 
 class Ticket:
-    """A request that was let in. To be given back when its answer is over, however it ends."""
+    """A request that was let in. Given back at the end of a `with`, unless it is kept: then whoever keeps it closes it, however the answer ends."""
 
     def __init__(self, give_back: Callable[["Ticket"], None], key: str) -> None:
         self._give_back = give_back
         self.key = key
         self.num_tokens = 0
         self.is_open = True
+        self._is_kept = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None or not self._is_kept:
+            self.close()
+
+    def keep(self) -> None:
+        self._is_kept = True
 
     def close(self) -> None:
         if self.is_open:

@@ -22,6 +22,7 @@ class Answer:
         self.num_samples = generations[0].live.spec.params.n
         self._admission = admission
         self._ticket = ticket
+        ticket.keep()
         self._has_begun = False
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(deadline_s - time.perf_counter(), self._expire)

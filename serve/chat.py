@@ -27,8 +27,7 @@ def chat_router(front: Front) -> APIRouter:
 
     @router.post("/v1/chat/completions", **described(ChatBody))
     async def chat(request: Request) -> Response:
-        ticket = front.enter(request)
-        try:
+        with front.enter(request) as ticket:
             body = await read_body(request, ChatBody)
             front.check_model(body.model)
             form, tools = read_chat_form(front, body)
@@ -43,9 +42,6 @@ def chat_router(front: Front) -> APIRouter:
             )
             await front.forms.check(form)
             answer = front.answer(request, ticket, body, [token_ids], params)
-        except BaseException:
-            ticket.close()
-            raise
         writer = ChatWriter(front, body, answer, token_ids, tools)
         if body.stream:
             return stream_answer(front, answer, writer.chunks())

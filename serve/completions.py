@@ -25,8 +25,7 @@ def completions_router(front: Front) -> APIRouter:
 
     @router.post("/v1/completions", **described(CompletionBody))
     async def complete(request: Request) -> Response:
-        ticket = front.enter(request)
-        try:
+        with front.enter(request) as ticket:
             body = await read_body(request, CompletionBody)
             front.check_model(body.model)
             form = read_form(body)
@@ -34,9 +33,6 @@ def completions_router(front: Front) -> APIRouter:
             params = front.reader.read(body, len(prompts), structured=form.structured)
             await front.forms.check(form)
             answer = front.answer(request, ticket, body, prompts, params)
-        except BaseException:
-            ticket.close()
-            raise
         writer = CompletionWriter(front, body, answer, prompts, texts)
         if body.stream:
             return stream_answer(front, answer, writer.chunks())

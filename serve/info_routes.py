@@ -152,14 +152,11 @@ def token_router(front: Front) -> APIRouter:
 
     @router.post("/tokenize", **described(TokenizeBody))
     async def tokenize(request: Request) -> Response:
-        ticket = front.enter(request)
-        try:
+        with front.enter(request):
             body = await read_body(request, TokenizeBody)
             if body.model is not None:
                 front.check_model(body.model)
             token_ids = await token_ids_of(front, body)
-        finally:
-            ticket.close()
         answer: dict[str, Any] = {
             "count": len(token_ids),
             "max_model_len": front.facts.limits.max_model_len,
@@ -172,8 +169,7 @@ def token_router(front: Front) -> APIRouter:
 
     @router.post("/detokenize", **described(DetokenizeBody))
     async def detokenize(request: Request) -> Response:
-        ticket = front.enter(request)
-        try:
+        with front.enter(request):
             body = await read_body(request, DetokenizeBody)
             if body.model is not None:
                 front.check_model(body.model)
@@ -182,8 +178,6 @@ def token_router(front: Front) -> APIRouter:
                 message = f"tokens must be below {vocab_size}, got {max(body.tokens)}."
                 raise ApiError(400, "invalid_value", message, param="tokens")
             return json_response({"prompt": front.prompts.decode(body.tokens)})
-        finally:
-            ticket.close()
 
     return router
 
