@@ -174,10 +174,13 @@ class ServerRun:
         self._started(front, f"http://{f'[{host}]' if ':' in host else host}:{port}")
 
     def _hear_signals(self) -> None:
-        """The first one lets requests end, the second one does not."""
+        """The first one lets requests end, the second one does not.
+
+        Python's own handlers: a loop's are called when it has read a byte from a pipe, and not at all if that is lost.
+        """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop)
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(self.stop))
 
     def stop(self) -> None:
         """Let requests end, and then the server; called again, at once."""

@@ -137,7 +137,8 @@ def running(config: ServeConfig, engine_options: dict[str, Any], command: tuple[
 
 
 def quick_config(**fields: Any) -> ServeConfig:
-    return ServeConfig(**{"port": 0, "access_log": False, **fields})
+    # The log belongs to the process: what one server says of itself is seen by tests of others.
+    return ServeConfig(**{"port": 0, "access_log": False, "log_stats_s": 0, **fields})
 
 
 @contextmanager
