@@ -10,25 +10,15 @@ token of front, engine process and client come from the kernel's account of them
 import argparse
 import asyncio
 import json
-import os
-import platform
-import socket
 import statistics
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.server_process import ServerProcess, circumstances, cpu_s, flags_of, served
 from sarathi_jax import LLM, SamplingParams
 
 ENGINE = {"max_num_seqs": 16, "token_budget": 128}
-START_LIMIT_S = 300.0
 
 
 def main() -> None:
@@ -38,12 +28,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
-    with served() as (port, server):
+    with served(*flags_of(ENGINE)) as server:
         llm = LLM("demo", progress=False, **ENGINE)
         runs: list[dict[str, Any]] = []
         for _ in range(args.repeats + 1):
             offline = offline_rate(llm, args.streams, args.tokens)
-            runs.append({"offline_tokens_per_s": offline, **http_run(server.pid, port, args.streams, args.tokens)})
+            runs.append({"offline_tokens_per_s": offline, **http_run(server, args.streams, args.tokens)})
         llm.close()
     report = summary(runs[1:], args)
     if args.output is not None:
@@ -53,7 +43,6 @@ def main() -> None:
 
 def summary(runs: list[dict[str, Any]], args: argparse.Namespace) -> dict[str, Any]:
     medians = {name: round(statistics.median(run[name] for run in runs), 4) for name in runs[0]}
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     return {
         "what": "tokens per second through HTTP streams, over the engine alone",
         "http_over_offline": round(
@@ -63,11 +52,7 @@ def summary(runs: list[dict[str, Any]], args: argparse.Namespace) -> dict[str, A
         "runs": [{name: round(value, 4) for name, value in run.items()} for run in runs],
         "streams": args.streams,
         "tokens_each": args.tokens,
-        "num_cpus": os.cpu_count(),
-        "machine": platform.processor() or platform.machine(),
-        "load": os.getloadavg()[0],
-        "versions": {name: version(name) for name in ("jax", "fastapi", "uvicorn", "uvloop", "orjson", "msgspec")},
-        "commit": commit,
+        **circumstances(),
     }
 
 
@@ -79,13 +64,13 @@ def offline_rate(llm: LLM, num_streams: int, num_tokens: int) -> float:
     return num_streams * num_tokens / (time.perf_counter() - start_s)
 
 
-def http_run(front_pid: int, port: int, num_streams: int, num_tokens: int) -> dict[str, float]:
-    engine_pid = children(front_pid)[0]
-    before = [cpu_s(front_pid), cpu_s(engine_pid), time.process_time()]
+def http_run(server: ServerProcess, num_streams: int, num_tokens: int) -> dict[str, float]:
+    pids = server.pid, server.engine_pid
+    before = [*map(cpu_s, pids), time.process_time()]
     start_s = time.perf_counter()
-    num_events = asyncio.run(all_streams(port, num_streams, num_tokens))
+    num_events = asyncio.run(all_streams(server.port, num_streams, num_tokens))
     seconds = time.perf_counter() - start_s
-    after = [cpu_s(front_pid), cpu_s(engine_pid), time.process_time()]
+    after = [*map(cpu_s, pids), time.process_time()]
     num_total = num_streams * num_tokens
     front, engine, client = ((late - early) / num_total * 1e6 for early, late in zip(before, after, strict=True))
     return {
@@ -114,53 +99,6 @@ async def one_stream(port: int, place: int, num_tokens: int) -> int:
         rest = data[-8:]
     writer.close()
     return count
-
-
-def cpu_s(pid: int) -> float:
-    """Processor seconds of a process, all its threads."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def children(pid: int) -> list[int]:
-    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-@contextmanager
-def served() -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
-    """A server in a process of its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in ENGINE.items()]
-    command = [
-        sys.executable,
-        "-m",
-        "sarathi_jax.cli.main",
-        "serve",
-        "demo",
-        f"--port={port}",
-        "--no-access-log",
-        *flags,
-    ]
-    server = subprocess.Popen(command)
-    try:
-        end_s = time.perf_counter() + START_LIMIT_S
-        while not is_ready(port):
-            if server.poll() is not None or time.perf_counter() > end_s:
-                raise SystemExit("the server has not started")
-            time.sleep(0.2)
-        yield port, server
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def is_ready(port: int) -> bool:
-    try:
-        return urllib.request.urlopen(f"http://127.0.0.1:{port}/ready").status == 200
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 if __name__ == "__main__":

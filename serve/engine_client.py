@@ -103,6 +103,7 @@ class EngineClient:
         self._link: FrontLink | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._deaths_s: deque[float] = deque()
+        self._num_vain_starts = 0  # in a row: of engines that ended before they had made a token
         self._heard_s = time.perf_counter()
         self._num_watchers = 0
         self._end_message = ""
@@ -266,6 +267,7 @@ class EngineClient:
             live.lose(Lost("invalid_value", message.message, message.param))
 
     def _take_tokens(self, message: Tokens) -> None:
+        self._num_vain_starts = 0
         for event in message.events:
             if (live := self._live.get(event.number)) is not None:
                 is_first = live.first_token_s is None and bool(event.token_ids)
@@ -313,8 +315,9 @@ class EngineClient:
             self._deaths_s.popleft()
         if len(self._deaths_s) > self._max_restarts:
             raise EngineError(f"the engine died {len(self._deaths_s)} times within {CRASH_WINDOW_S:.0f} s: {message}")
-        # At once the first time, then more and more slowly.
-        await asyncio.sleep(0.0 if len(self._deaths_s) == 1 else 0.5 * 2 ** (len(self._deaths_s) - 2))
+        # At once if the engine had served, then more and more slowly.
+        await asyncio.sleep(0.5 * (2**self._num_vain_starts - 1))
+        self._num_vain_starts += 1
 
     async def _watch_over(self, process: asyncio.subprocess.Process) -> None:
         """Kill a process whose step hangs, after it has said where."""
