@@ -13,7 +13,9 @@ import json
 import statistics
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import uvloop
 
 from benchmarks.server_process import ServerProcess, circumstances, cpu_s, flags_of, served
 from sarathi_jax import LLM, SamplingParams
@@ -68,7 +70,7 @@ def http_run(server: ServerProcess, num_streams: int, num_tokens: int) -> dict[s
     pids = server.pid, server.engine_pid
     before = [*map(cpu_s, pids), time.process_time()]
     start_s = time.perf_counter()
-    num_events = asyncio.run(all_streams(server.port, num_streams, num_tokens))
+    num_events = uvloop.run(all_streams(server.port, num_streams, num_tokens))
     seconds = time.perf_counter() - start_s
     after = [*map(cpu_s, pids), time.process_time()]
     num_total = num_streams * num_tokens
@@ -83,22 +85,34 @@ def http_run(server: ServerProcess, num_streams: int, num_tokens: int) -> dict[s
 
 
 async def all_streams(port: int, num_streams: int, num_tokens: int) -> int:
-    return sum(await asyncio.gather(*(one_stream(port, place, num_tokens) for place in range(num_streams))))
+    """Returns: how many events they had."""
+    loop, streams = asyncio.get_running_loop(), [Stream(place, num_tokens) for place in range(num_streams)]
+    for stream in streams:
+        await loop.create_connection(lambda stream=stream: stream, "127.0.0.1", port)
+    return sum([await stream.num_events for stream in streams])
 
 
-async def one_stream(port: int, place: int, num_tokens: int) -> int:
-    """Reads one stream to its end. Returns: how many events it had."""
-    fields = {"temperature": 0, "ignore_eos": True, "stream": True, "max_tokens": num_tokens}
-    body = json.dumps({"model": "demo", "prompt": f"story {place}: once", **fields}).encode()
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-    writer.write(head.encode() + b"Connection: close\r\n\r\n" + body)
-    count, rest = 0, b""
-    while data := await reader.read(65536):
-        count += (rest + data).count(b"data: ") - rest.count(b"data: ")
-        rest = data[-8:]
-    writer.close()
-    return count
+class Stream(asyncio.Protocol):
+    """Asks for one stream and counts its events. num_events: when it has ended."""
+
+    def __init__(self, place: int, num_tokens: int) -> None:
+        fields = {"temperature": 0, "ignore_eos": True, "stream": True, "max_tokens": num_tokens}
+        body = json.dumps({"model": "demo", "prompt": f"story {place}: once", **fields}).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        self._request = head.encode() + b"Connection: close\r\n\r\n" + body
+        self._count, self._rest = 0, b""
+        self.num_events: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast("asyncio.Transport", transport).write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        data = self._rest + data
+        self._count += data.count(b"data: ")
+        self._rest = data[-5:]  # no whole mark, perhaps a part of one
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.num_events.set_result(self._count)
 
 
 if __name__ == "__main__":
