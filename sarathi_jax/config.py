@@ -64,6 +64,7 @@ class EngineConfig:
     )
     seed: int = _field(0, "of requests that bring none, and of dummy weights")
     load_format: Literal["auto", "dummy"] = _field("auto", "dummy: random weights of the model's real shapes")
+    check_weights: bool = _field(True, "refuse a model whose weights hold NaN or infinity")
     prefix_caching: bool = _field(True, "reuse the KV pages of prompts that begin alike")
     overlap: bool = _field(True, "schedule the next step while the device runs this one")
     max_num_partial_prefills: int | None = _field(

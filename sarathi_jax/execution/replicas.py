@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 
+from sarathi_jax.checkpoints.finite import check_finite
 from sarathi_jax.checkpoints.loader import dummy_params, load_params
 from sarathi_jax.checkpoints.model_source import ModelSource
 from sarathi_jax.config import EngineConfig
@@ -53,9 +54,10 @@ def build_replicas(
         def load(state: ModelState = state) -> Sequence[jax.Array]:
             if config.load_format == "dummy" or source.folder is None:
                 return state.flat(dummy_params(state.parameters, config.seed))
-            return state.flat(
-                load_params(source.folder, source.config, state.parameters, state.layout, progress=progress)
-            )
+            params = load_params(source.folder, source.config, state.parameters, state.layout, progress=progress)
+            if config.check_weights:
+                check_finite(params)
+            return state.flat(params)
 
         programs, runner = build_runner(state, config, load, progress=progress, group=group, variants=variants)
         logger.info("%s", programs.plan.describe())

@@ -231,6 +231,10 @@ def test_a_whole_model_runs_and_damaged_weights_do_not(tiny_folder: Path, capsys
     assert "ok   generation" in printed and "'Hello' goes on with tokens [" in printed
     assert "ok   memory" in printed and " pages, " in printed
     assert printed.endswith("nothing stands in the way\n")
-    edit_weights(lambda tensors: tensors.update({NORM: np.full(16, np.nan, np.float32)}))(tiny_folder)
-    assert main(["doctor", str(tiny_folder)]) == 1
-    assert "FAIL generation          logits must be numbers" in capsys.readouterr().out
+    for value, said in (
+        (np.nan, "weights must be finite, got NaN or infinity in norm.scale"),
+        (3e38, "logits must be numbers"),
+    ):
+        edit_weights(lambda tensors, value=value: tensors.update({NORM: np.full(16, value, np.float32)}))(tiny_folder)
+        assert main(["doctor", str(tiny_folder)]) == 1
+        assert f"FAIL generation          {said}" in capsys.readouterr().out

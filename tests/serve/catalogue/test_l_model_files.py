@@ -1,8 +1,7 @@
 """Group L of the catalogue: model files, as they are when an engine starts. Each row once, from its folder to the error that ends the server.
 
-All values of B-L01 to B-L04 and B-L06 to B-L08, field by field, are in tests/checkpoints; templates (B-L09) in tests/text/test_chat_template.py. B-L05: weights that
-are not finite are not looked for, which would read all of them once more: their requests end with `numerical_error` (B-J03), and no token of theirs is sent. The exit
-code is 2, as for all that a user can correct.
+All values of B-L01 to B-L04 and B-L06 to B-L08, field by field, are in tests/checkpoints; templates (B-L09) in tests/text/test_chat_template.py. The exit code is 2,
+as for all that a user can correct.
 """
 
 import json
@@ -64,6 +63,14 @@ def weights(change: Callable[[dict[str, np.ndarray]], object]) -> Damage:
     return damage
 
 
+def spoilt(name: str, value: float) -> Callable[[dict[str, np.ndarray]], object]:
+    def spoil(tensors: dict[str, np.ndarray]) -> None:
+        tensors[name] = tensors[name].copy()
+        tensors[name].flat[-1] = value
+
+    return spoil
+
+
 def index(shard: str) -> Damage:
     def damage(folder: Path) -> None:
         names = list(load_file(folder / WEIGHTS))
@@ -110,6 +117,13 @@ CASES: list[tuple[str, str, Damage, str]] = [
         "wrong shape",
         weights(lambda all_: all_.update({"model.norm.weight": np.ones(3, np.float32)})),
         r"model\.norm\.weight\[3\] in place of",
+    ),
+    ("B-L05", "NaN", weights(spoilt("model.norm.weight", np.nan)), "must be finite, got NaN or infinity in norm.scale"),
+    (
+        "B-L05",
+        "infinity",
+        weights(spoilt("model.embed_tokens.weight", np.inf)),
+        "must be finite, got NaN or infinity in embed",
     ),
     ("B-L06", "no config", lambda folder: (folder / "config.json").unlink(), "config.json must be there"),
     ("B-L06", "bad JSON", written("config.json", b"{"), "config.json must be JSON"),
