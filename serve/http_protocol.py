@@ -1,4 +1,5 @@
-"""uvicorn's HTTP protocol with limits that it does not have: on a head's size and time, on chunks of a body, and on connections."""
+"""uvicorn's HTTP protocol with limits that it does not have, on a head's size and time, on chunks of a body, and on connections; and clients that close their side
+of a connection to read the rest of a stream."""
 
 import asyncio
 from http import HTTPStatus
@@ -8,7 +9,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sarathi_jax.serve.config import ServeConfig
 from sarathi_jax.serve.errors import ApiError
+from sarathi_jax.serve.sse import PING
 
+# A client that has closed its side may read on, or has gone: then its machine refuses what is written. A stream has begun by the last look.
+LOOK_EVERY_S = 0.05
+MAX_LOOKS = 3
+PROBE = b"%x\r\n%b\r\n" % (len(PING), PING)
 MAX_HEAD_BYTES = 64 * 2**10
 MAX_HEADERS = 100
 MAX_CHUNKS = 65536
@@ -51,6 +57,27 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self._is_in_head and self._num_head_bytes > MAX_HEAD_BYTES:
             self._refuse_head()
+
+    def eof_received(self) -> Any:
+        """The client will send no more. Returns: whether the connection stays open."""
+        cycle: Any = self.cycle
+        if cycle is None or cycle.response_complete or cycle.more_body:
+            return False
+        cycle.keep_alive = False
+        self.loop.call_later(LOOK_EVERY_S, self._look_for_client)
+        return True
+
+    def _look_for_client(self, num_looks: int = 1) -> None:
+        """Write to a stream; of any other answer nothing can be sent before its end, and its client counts as gone."""
+        if self.transport.is_closing():
+            return
+        if self.cycle.response_started and self.cycle.chunked_encoding:
+            if not self.flow.write_paused:
+                self.transport.write(PROBE)
+        elif num_looks >= MAX_LOOKS:
+            self.transport.close()
+            return
+        self.loop.call_later(LOOK_EVERY_S, self._look_for_client, num_looks + 1)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

@@ -1,6 +1,7 @@
 """Group H of the catalogue: streams, clients that leave, and clients that do not read.
 
-B-H03: a client that closes its side has left, as for uvicorn and most servers: its answer is given up. B-H07: requests are cancelled by leaving, and in no
+B-H03: a client that closes its side and reads on gets a whole stream. An answer that is no stream is given up: nothing can be sent to find out whether such a client
+is still there, and most have gone. B-H07: requests are cancelled by leaving, and in no
 other way: there is no route that takes an id.
 """
 
@@ -122,13 +123,30 @@ def test_a_client_that_leaves_before_it_has_asked(
     assert caplog.records == []
 
 
-@pytest.mark.parametrize("is_stream", [False, True])
-def test_a_client_that_closes_its_side_has_left(server: Any, wires: Any, eventually: Any, is_stream: bool) -> None:
+@pytest.mark.parametrize("phase", ["at once", "queued", "prefill", "decode"])
+def test_a_client_that_closes_its_side_reads_its_stream_to_the_end(
+    server: Any, wires: Any, eventually: Any, phase: str
+) -> None:
     """B-H03"""
-    (wire,) = begin("decode", server, wires, eventually, stream=is_stream)
+    before = [] if phase == "at once" else begin(phase, server, wires, eventually, stream=True)
+    wire = before[-1] if before else wires(server)
+    if not before:
+        wire.request(COMPLETIONS, body(40, 100, stream=True))
+    wire.socket.shutdown(socket.SHUT_WR)
+    rest = wire.rest()
+    assert b"data: [DONE]" in rest
+    assert rest.endswith(b"0\r\n\r\n")
+    for other in before[:-1]:
+        other.close(resets=True)
+    eventually(lambda: state(server) == (0, 0, 0), LEFT_LIMIT_S)
+
+
+def test_a_client_that_closes_its_side_has_left_what_is_no_stream(server: Any, wires: Any, eventually: Any) -> None:
+    """B-H03"""
+    (wire,) = begin("decode", server, wires, eventually, stream=False)
     wire.socket.shutdown(socket.SHUT_WR)
     eventually(lambda: state(server) == (0, 0, 0), LEFT_LIMIT_S)
-    assert b"[DONE]" not in wire.rest()
+    assert wire.rest() == b""
 
 
 def storm(server: Any, wires: Any, num: int) -> None:
