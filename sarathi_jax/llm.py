@@ -67,6 +67,7 @@ class LLM:
         progress: bool = False,
         slo_class: str = INTERACTIVE,
         client: str = "",
+        priority: int | Sequence[int] = 0,
     ) -> list[RequestOutput]:
         """Complete prompts.
 
@@ -75,12 +76,14 @@ class LLM:
           params: for all, or one a prompt; None is SamplingParams().
           progress: show a bar on standard error.
           slo_class, client: as `Engine.add_request` has them, of all of them.
+          priority: as there; for all, or one a prompt.
         Returns: one output a prompt, in their order.
         Raises: RequestError, naming the prompt, if one can't be served: none is started then. EngineError if the engine fails.
         """
         batch = _as_list(prompts)
         each = _params_of_each(params, len(batch))
-        request_ids = self._add_all(batch, each, slo_class, client)
+        priorities = _priority_of_each(priority, len(batch))
+        request_ids = self._add_all(batch, each, priorities, slo_class=slo_class, client=client)
         try:
             with tqdm(total=len(batch), desc="generate", unit="request", disable=not progress) as bar:
                 while missing := [each_id for each_id in request_ids if each_id not in self._outputs]:
@@ -98,12 +101,13 @@ class LLM:
         *,
         slo_class: str = INTERACTIVE,
         client: str = "",
+        priority: int = 0,
     ) -> Iterator[StreamEvent]:
-        """Complete one prompt, token by token. The request is queued at once; leaving the iteration aborts it. slo_class, client: as in `generate`.
+        """Complete one prompt, token by token. The request is queued at once; leaving the iteration aborts it. slo_class, client, priority: as in `generate`.
 
         Raises: RequestError if the prompt can't be served; EngineError, while iterating, if the engine fails.
         """
-        request_id = self.engine.add_request(prompt, params, slo_class=slo_class, client=client)
+        request_id = self.engine.add_request(prompt, params, slo_class=slo_class, client=client, priority=priority)
         self._events[request_id] = []
         stream = self._stream(request_id)
         next(stream)  # to where leaving it aborts the request
@@ -181,13 +185,13 @@ class LLM:
                 self._outputs[event.request_id] = event.output
 
     def _add_all(
-        self, prompts: Sequence[Prompt], params: Sequence[SamplingParams], slo_class: str, client: str
+        self, prompts: Sequence[Prompt], params: Sequence[SamplingParams], priorities: Sequence[int], **facts: Any
     ) -> list[str]:
         request_ids: list[str] = []
         try:
-            for index, (prompt, each) in enumerate(zip(prompts, params, strict=True)):
+            for index, (prompt, each, priority) in enumerate(zip(prompts, params, priorities, strict=True)):
                 try:
-                    request_ids.append(self.engine.add_request(prompt, each, slo_class=slo_class, client=client))
+                    request_ids.append(self.engine.add_request(prompt, each, priority=priority, **facts))
                 except RequestError as error:
                     raise RequestError(f"Prompt {index}: {error}", param=error.param) from error
         except BaseException:
@@ -268,3 +272,15 @@ def _params_of_each(params: SamplingParams | Sequence[SamplingParams] | None, co
             param="params",
         )
     return list(params)
+
+
+def _priority_of_each(priority: Any, count: int) -> Sequence[int]:
+    """Whether they are numbers is checked where all requests are."""
+    if not isinstance(priority, list | tuple):
+        return [priority] * count
+    if len(priority) != count:
+        raise RequestError(
+            f"priority must be one for all prompts or one each, got {len(priority)} for {count}: pass {count}.",
+            param="priority",
+        )
+    return priority

@@ -220,6 +220,7 @@ class Session:
                 cache_salt=message.cache_salt,
                 slo_class=message.slo_class,
                 client=message.client,
+                priority=message.priority,
                 output_token_ids=message.output_token_ids,
                 constraint=constraint,
             )

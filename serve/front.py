@@ -154,6 +154,7 @@ class Front:
                     cache_salt=f"{tenant}/{body.cache_salt or ''}",
                     slo_class=body.slo_class or "interactive",
                     client=tenant,
+                    priority=body.priority or 0,
                     wants_timing=bool(body.timing),
                 ),
                 limits,

@@ -21,6 +21,7 @@ class RequestSpec(NamedTuple):
     cache_salt: str = ""
     slo_class: str = "interactive"
     client: str = ""
+    priority: int = 0
     wants_timing: bool = False
 
 
@@ -148,6 +149,7 @@ class LiveRequest:
             cache_salt=spec.cache_salt,
             slo_class=spec.slo_class,
             client=spec.client,
+            priority=spec.priority,
             sample=sample,
             output_token_ids=output_token_ids,
             wants_timing=spec.wants_timing,

@@ -39,6 +39,7 @@ class Add(Struct, frozen=True, tag="add", kw_only=True):
     cache_salt: str
     slo_class: str
     client: str
+    priority: int = 0
     sample: int | None = None
     output_token_ids: list[int] = []
     wants_timing: bool = False

@@ -67,6 +67,7 @@ class SamplingBody(Body):
 
     cache_salt: Annotated[str, Field(pattern=SALT_PATTERN)] | None = None
     slo_class: Literal["interactive", "batch"] | None = None
+    priority: Annotated[int, Field(ge=-(2**63), le=MAX_INT)] | None = None
     request_id: Annotated[str, Field(pattern=SALT_PATTERN)] | None = None
     deadline_ms: Annotated[float, Field(gt=0)] | None = None
     timing: bool | None = None
@@ -82,7 +83,6 @@ class SamplingBody(Body):
     verbosity: str | None = None
 
     # Known, and not supported: refused unless they ask for nothing.
-    priority: Literal[0] | None = None
     use_beam_search: Literal[False] | None = None
     length_penalty: Annotated[float, Field(ge=1, le=1)] | None = None
     spaces_between_special_tokens: Literal[True] | None = None

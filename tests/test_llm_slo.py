@@ -38,12 +38,32 @@ def test_slo_gives_the_same_tokens_and_starts_from_steps_that_it_measured(llm: L
     assert llm.compile_ledger.num_after_ready == 0
 
 
+def test_lower_priorities_are_let_in_first(llm: LLM) -> None:
+    """Two run at a time. All samples say the same, whatever their priority."""
+    prompts, params = [[50, 51]] * 6, SamplingParams(max_tokens=3, temperature=0.0, ignore_eos=True)
+    outputs = llm.generate(prompts, params, priority=[2, 1, 0, 2, 1, 0])
+    delays_s = [each.metrics.scheduling_delay_s or 0.0 for each in outputs]
+    places = sorted(range(6), key=lambda place: outputs[place].metrics.arrival_s + delays_s[place])
+    assert [set(places[:2]), set(places[2:4]), set(places[4:])] == [{2, 5}, {1, 4}, {0, 3}]
+    assert len({tuple(each.outputs[0].token_ids) for each in outputs}) == 1
+    low, high = (llm.stream([50, 51], params, priority=priority) for priority in (1, -1))
+    assert [len(list(stream)) for stream in (high, low)] == [3, 3]
+
+
+def test_priorities_are_one_for_all_or_one_each(llm: LLM) -> None:
+    with pytest.raises(RequestError, match="priority must be one for all prompts or one each, got 3 for 2: pass 2"):
+        llm.generate([[2, 3]] * 2, priority=[1, 2, 3])
+
+
 @pytest.mark.parametrize(
     ("facts", "message", "param"),
     [
         ({"slo_class": "urgent"}, "slo_class must be one of interactive, batch, got 'urgent': choose one", "slo_class"),
         ({"slo_class": None}, "slo_class must be one of interactive, batch, got None", "slo_class"),
         ({"client": 7}, "client must be a text, got 7: pass who asks", "client"),
+        ({"priority": 1.5}, "priority must be a whole number between .*, got 1.5", "priority"),
+        ({"priority": "high"}, "priority must be a whole number between .*, got 'high'", "priority"),
+        ({"priority": 2**70}, "priority must be a whole number between .*, got one of 71 bits", "priority"),
     ],
 )
 def test_wrong_classes_and_clients_are_refused(llm: LLM, facts: dict[str, Any], message: str, param: str):

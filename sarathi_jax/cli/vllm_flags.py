@@ -28,11 +28,11 @@ AXES = {
     "-tp": "tensor",
 }
 # What is so anyway. A value has to say so too.
-ALWAYS = {"--enable-chunked-prefill": ("true", "True"), "--scheduling-policy": ("fcfs",)}
+ALWAYS = {"--enable-chunked-prefill": ("true", "True"), "--scheduling-policy": ("fcfs", "priority")}
 REMEDIES = {
     "--enable-chunked-prefill": "prompts are always read in chunks. Leave it out, or compare policies with --policy",
     "--no-enable-chunked-prefill": "prompts are always read in chunks. Leave it out, or compare policies with --policy",
-    "--scheduling-policy": "requests are served in the order they come, and by their goals with --policy slo. Leave it out",
+    "--scheduling-policy": "requests are served by their priority, which is 0 unless they say otherwise, in the order they come. Leave it out, or choose with --policy",
     "--enforce-eager": "steps are always compiled, before the server is ready. Leave it out",
     "--enable-log-requests": "what is asked is never logged. Leave it out",
     "--trust-remote-code": "a model's own code is never run. Leave it out",
@@ -78,7 +78,8 @@ def _value_if_any(flag: str, left: list[str]) -> str:
 
 def _check_always(flag: str, value: str) -> None:
     if value not in ALWAYS[flag]:
-        raise UsageError(f"{flag} can only be {ALWAYS[flag][0]} here, got {value}: {REMEDIES[flag]}.")
+        choices = " or ".join(dict.fromkeys(each.lower() for each in ALWAYS[flag]))
+        raise UsageError(f"{flag} can only be {choices} here, got {value}: {REMEDIES[flag]}.")
 
 
 def _mesh_words(axes: dict[str, str], words: Sequence[str]) -> list[str]:

@@ -116,6 +116,7 @@ class Engine:
         cache_salt: str = "",
         slo_class: str = INTERACTIVE,
         client: str = "",
+        priority: int = 0,
         output_token_ids: Sequence[int] = (),
         constraint: Constraint | None = None,
     ) -> str:
@@ -128,6 +129,7 @@ class Engine:
           arrival_s: on the engine's clock; None is now.
           cache_salt: KV pages are shared only among requests of the same salt.
           slo_class, client: "interactive" or "batch", and who asks, for policies that look at them (`scheduling.service_levels`).
+          priority: lower is earlier: who is let in first, and loses its pages last.
           output_token_ids: output that the request has had already, from an engine that is no more: it goes on with the tokens that it would have had
             there. max_tokens and penalties count them; events, log-probabilities and latencies are of the new ones. n must be 1, and a seed be given unless
             it is greedy.
@@ -152,6 +154,7 @@ class Engine:
             cache_salt=cache_salt,
             slo_class=slo_class,
             client=client,
+            priority=priority,
             constraint=self._constraint(params.structured, constraint, given_ids),
         )
         added = self.scheduler.add(request)
@@ -161,10 +164,13 @@ class Engine:
         samples = [SampleOutput(*each, shown) for each in zip(added, texts, strict=True)]
         prompt_logprobs: list[TokenLogprobs | None] | None = None if params.prompt_logprobs is None else [None]
         asked = prompt if isinstance(prompt, str) else None
-        entry = _Entry(request.request_id, asked, token_ids, samples, prompt_logprobs)
+        self._enter(_Entry(request.request_id, asked, token_ids, samples, prompt_logprobs))
+        return request.request_id
+
+    def _enter(self, entry: _Entry) -> None:
+        """What it and its samples gain is looked for from now on."""
         self._entries[entry.request_id] = entry
-        self._sample_entries |= {sample.request.request_id: (entry, sample) for sample in samples}
-        return entry.request_id
+        self._sample_entries |= {sample.request.request_id: (entry, sample) for sample in entry.samples}
 
     def abort(self, request_id: str) -> list[StreamEvent]:
         """End a request and all its samples now. An unknown or ended one is no error. Returns: their last events."""

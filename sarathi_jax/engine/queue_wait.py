@@ -17,7 +17,7 @@ class QueueReason:
     slots       as many requests ran as may
     budget      the step was full; requests: whose prompts it read
     preemption  the plan took pages from somebody who ran, and lets nobody in
-    behind      others had come first, and waited for room themselves
+    behind      others were to come first, and waited for room themselves
     pages       no room for the whole prompt beside what is kept free
     leader      a sample waits until the first one has read their prompt
     policy      none of these: the policy admits nobody in such a step
@@ -113,20 +113,21 @@ class _Queue:
 
 
 def _ahead_by_plan(run: Run, story: Story) -> dict[int | None, tuple[int, ...]]:
-    """By plan: requests that waited before this one when it was made and were still waiting after it."""
+    """By plan: requests that waited before this one when it was made and were still waiting after it: of the same priority, or of a lower number."""
     waiting: dict[int, None] = {}
     found: dict[int | None, tuple[int, ...]] = {}
     mine = story.facts.leader if story.facts.leader is not None else story.facts.request
-    has_arrived = False
+    has_arrived, facts, priority = False, run.record.requests, story.facts.priority
     for event in run.record.events:
         match event:
-            case Arrived(requests) if not has_arrived:
-                has_arrived = mine in requests
-                if not has_arrived:
+            case Arrived(requests):
+                has_arrived = has_arrived or mine in requests
+                if facts[requests[0]].priority < priority + (not has_arrived):
                     waiting[requests[0]] = None
             case Scheduled():
                 _leave(waiting, {request for request, _, _ in event.admitted})
-                waiting = {**dict.fromkeys(event.preempted), **waiting}
+                preempted = [number for number in event.preempted if facts[number].priority <= priority]
+                waiting = {**dict.fromkeys(preempted), **waiting}
                 if has_arrived:
                     found[id(event)] = tuple(waiting)
             case Completed():

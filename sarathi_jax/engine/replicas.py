@@ -52,6 +52,7 @@ class EngineReplicas:
         cache_salt: str = "",
         slo_class: str = INTERACTIVE,
         client: str = "",
+        priority: int = 0,
         output_token_ids: Sequence[int] = (),
         constraint: Constraint | None = None,
     ) -> str:
@@ -74,6 +75,7 @@ class EngineReplicas:
             cache_salt=cache_salt,
             slo_class=slo_class,
             client=client,
+            priority=priority,
             output_token_ids=output_token_ids,
             constraint=constraint,
         )

@@ -12,11 +12,25 @@ CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
 
 def check_request(request: Request, limits: SchedulerLimits) -> None:
     """Raises: RequestError, with `param`, if no waiting would make this request fit or its ids mean nothing to the model."""
+    _check_priority(request.priority)
     _check_prompt(request, limits.vocab_size)
     _check_output(request, limits.vocab_size)
     _check_length(request, limits)
     _check_sampling_ids(request.sampling, limits.vocab_size)
     _check_allowed_ids(request)
+
+
+def _check_priority(priority: object) -> None:
+    if isinstance(priority, bool) or not isinstance(priority, int):
+        got = repr(priority)
+    elif not -(2**63) <= priority < 2**63:
+        got = f"one of {priority.bit_length()} bits"
+    else:
+        return
+    raise RequestError(
+        f"priority must be a whole number between -2**63 and 2**63 - 1, got {got}. Lower is earlier; leave it out for 0.",
+        param="priority",
+    )
 
 
 def _check_prompt(request: Request, vocab_size: int) -> None:

@@ -6,7 +6,7 @@ from sarathi_jax.scheduling.request import Request
 
 
 class ForcedPreemption:
-    """Every k-th step the youngest request that got a token since its admission starts over. So each admission brings a token. every: k; None: nobody does."""
+    """Every k-th step the last running request that got a token since its admission starts over. So each admission brings a token. every: k; None: nobody does."""
 
     def __init__(self, every: int | None) -> None:
         self._every = every

@@ -11,6 +11,7 @@ from sarathi_jax.scheduling.kv_pages import KVPages
 from sarathi_jax.scheduling.limits import SchedulerLimits
 from sarathi_jax.scheduling.request import Request
 from sarathi_jax.scheduling.schedule import Schedule
+from sarathi_jax.scheduling.waiting_queue import WaitingQueue
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,7 @@ class Plan:
 
     chunks: (request, number of its tokens to compute) in the policy's order.
     admitted: the waiting requests among them; each starts with the cached pages that the view found for it.
-    preempted: running requests that lose their pages first, in this order; each goes to the front of the waiting ones.
+    preempted: running requests that lose their pages first, in this order; each goes to the front of those who wait with its priority.
     num_reserved_tokens: tokens whose pages each admitted request takes at least, however few it has.
     has_prefill: whether a chunk reads tokens that its request had at its admission; the next view tells it as `was_prefill`.
     """
@@ -64,7 +65,7 @@ class PageLedger:
 class View:
     """The scheduler's state as a policy sees it.
 
-    running: admitted requests in the order of arrival. waiting: in queue order, preempted ones in front.
+    running: admitted requests by priority, the lowest number first, and of one priority by arrival. waiting: likewise, with preempted ones in front of theirs.
     under_way: requests in a microbatch that stages of a pipeline are still at. num_free_slots: how many requests may be admitted.
     was_prefill: whether the last step that was scheduled had `Plan.has_prefill`.
     is_partial: whether others wait as well, who may not be admitted now (`scheduling.suspects`).
@@ -91,7 +92,7 @@ class View:
         self.now_s = now_s
         self.limits = limits
         self.running = running
-        self.waiting = waiting
+        self.waiting = waiting if isinstance(waiting, WaitingQueue) else WaitingQueue(waiting)
         self.under_way = under_way
         self.num_free_slots = limits.max_num_seqs - len(running) if num_free_slots is None else num_free_slots
         self.was_prefill = was_prefill

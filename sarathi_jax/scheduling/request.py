@@ -50,10 +50,11 @@ class Request:
       seed: of this sample; a token's key depends on it and on the token's position only.
       eos_token_ids: ids that end the output unless `sampling.ignore_eos`.
       cache_salt: requests share cached pages only with requests of the same salt.
-      priority: for policies that look at it; `sarathi` does not.
+      priority: the lower number is admitted first, and loses its pages last.
       constraint: which tokens may come next in its output; None: all. It goes on with each token that the request gets.
       slo_class, client: what it was promised (`scheduling.service_levels`) and who asks, for policies that look at them; `slo` does.
 
+    order: what running requests are sorted by: priority, number of the arrival, sample.
     num_tokens: prompt and output tokens, pending ones included.
     num_given_tokens: those that it came with.
     num_computed_tokens: tokens whose keys and values are written by the steps scheduled so far.
@@ -145,7 +146,7 @@ class Request:
         self.stop_token_ids = frozenset(sampling.stop_token_ids).union(() if sampling.ignore_eos else eos_token_ids)
 
         self.state = RequestState.WAITING
-        self.order: tuple[int, int] = (0, sample_index)
+        self.order: tuple[int, int, int] = (priority, 0, sample_index)
         self.num_prompt_tokens = len(prompt_token_ids)
         self.num_tokens = self.num_given_tokens = len(self.token_ids)
         self.max_num_tokens = self.num_prompt_tokens + max_tokens

@@ -275,7 +275,7 @@ class Scheduler:
     def fail_step(self, schedule: Schedule, now_s: float = 0.0) -> list[TokenOutput] | None:
         """A step failed and took all keys and values with it: every step in flight is given up, and all running requests start over.
 
-        They keep their tokens and wait in their order, before all others. Returns: those that end for it; None if an earlier failure had given this step up.
+        They keep their tokens and wait in their order, before all others of their priorities. Returns: those that end for it; None if an earlier failure had given this step up.
         """
         if self._in_flight.was_lost(schedule):
             return None

@@ -151,6 +151,7 @@ def test_wrong_variables(variables: dict[str, str], error: str) -> None:
         ("-tp 4 --pipeline-parallel-size=2 -dp 1", {"mesh": "stage=2,tensor=4"}),
         ("--tensor-parallel-size 1", {"mesh": None}),
         ("--enable-chunked-prefill --scheduling-policy fcfs m", {"model": "m"}),
+        ("--scheduling-policy=priority m", {"model": "m"}),
         ("--disable-log-stats --disable-uvicorn-access-log", {"log_stats_s": 0.0, "access_log": False}),
         ("--kv-cache-dtype int8", {"kv_dtype": "int8"}),
     ],
@@ -165,7 +166,7 @@ def test_flags_of_vllms(words: str, fields: dict[str, Any], effective: Any) -> N
     [
         ("--no-enable-chunked-prefill", "prompts are always read in chunks"),
         ("--enable-chunked-prefill=false", "--enable-chunked-prefill can only be true here, got false"),
-        ("--scheduling-policy priority", "can only be fcfs here, got priority"),
+        ("--scheduling-policy lifo", "can only be fcfs or priority here, got lifo"),
         ("-tp 2 --mesh tensor=2", "Sizes per axis are --mesh tensor=2 here, got --mesh besides"),
         ("--tensor-parallel-size", "must be followed by a number of devices"),
         ("--enforce-eager", "steps are always compiled"),

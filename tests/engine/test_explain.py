@@ -328,20 +328,21 @@ def test_the_wait_says_what_had_run_out(
     assert found.first_planned_s == 0.13
 
 
-def test_who_stands_behind_others_is_told_whom():
-    """b and c came first and don't fit; b gets in, then c, then w. An idle look counts too. d came later."""
+@pytest.mark.parametrize(("priorities", "ahead", "wait_ms"), [((0, 0, 0, 0), "bc", 20.0), ((2, 1, 1, 0), "cd", 25.0)])
+def test_who_stands_behind_others_is_told_whom(priorities: tuple[int, ...], ahead: str, wait_ms: float):
+    """b and c came first and don't fit; b gets in, then c, then w. An idle look counts too. d came later, but with a lower number than w it is to go first."""
     script = Script()
     script.arrive("a", 4)
     script.step(0.0, 0.1, [("a", 4, 1, True)], admitted=["a"])
-    for name, arrival_s in (("b", 0.07), ("c", 0.08), ("w", 0.09), ("d", 0.095)):
-        script.arrive(name, 40, arrival_s)
+    for name, arrival_s, priority in zip("bcwd", (0.07, 0.08, 0.09, 0.095), priorities, strict=True):
+        script.arrive(name, 40, arrival_s, priority=priority)
     script.step(0.1, 0.11, [("a", 5, 1, True)], counts=(1, 4, 5))
     script.step(0.11, 0.12, [("a", 6, 1, True), ("b", 0, 40, True)], MIXED, admitted=["b"], counts=(2, 3, 20))
     script.events.append(Idle(0.12))
     script.step(0.125, 0.13, [("a", 7, 1, True), ("c", 0, 40, True)], MIXED, admitted=["c"], counts=(3, 2, 50))
     script.step(0.13, 0.14, [("w", 0, 40, True)], MIXED, admitted=["w"])
     waits = [(each.kind, round(each.seconds * 1e3, 6), each.requests) for each in explain(script.record, "w").queue]
-    assert waits == [("behind", 20.0, ("b", "c")), ("loop", 10.0, ()), ("policy", 10.0, ())]
+    assert waits == [("behind", wait_ms, tuple(ahead)), ("loop", 10.0, ()), ("policy", 30.0 - wait_ms, ())]
 
 
 def test_a_sample_waits_for_its_leader():

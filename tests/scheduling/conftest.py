@@ -72,7 +72,7 @@ def small_scheduler(policy: str = "sarathi", **options: Any) -> Scheduler:
     return Scheduler(policy, **{**SMALL, **options})
 
 
-OWN_OPTIONS = ("eos_token_ids", "constraint", "cache_salt", "arrival_s", "slo_class", "client")
+OWN_OPTIONS = ("eos_token_ids", "constraint", "cache_salt", "arrival_s", "slo_class", "client", "priority")
 
 
 def small_request(request_id: str, prompt: int | list[int], max_tokens: int = 8, **options: Any) -> Request:

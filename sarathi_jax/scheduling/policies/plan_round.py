@@ -9,8 +9,8 @@ from sarathi_jax.scheduling.request import Request, RequestState
 class PlanRound:
     """The next step so far. A policy makes one for each plan, adds decodes and prefills in its own order, and takes the plan.
 
-    Running requests are visited from the oldest on. When a decode finds no page, the youngest running request loses its own, whatever it is doing, the
-    asking one included; so a victim is never one that this plan has passed already.
+    Running requests are visited by priority, the lowest number first, and of one priority from the oldest on. When a decode finds no page, the last of them
+    loses its own, whatever it is doing, the asking one included; so a victim is never one that this plan has passed already.
 
     does_split_prompts: whether a prompt may be read over several steps. If not, a waiting request comes in only where the budget holds all that it has.
     does_reserve_max_len: whether an admitted request takes the pages of the longest request there may be, so that it never asks for more; admissions then
@@ -56,7 +56,7 @@ class PlanRound:
 
     @property
     def may_admit(self) -> bool:
-        """Whether anybody may come in: nobody has to go, and there are a slot and a page. Whoever just lost its pages is first in the queue; letting anyone in now
+        """Whether anybody may come in: nobody has to go, and there are a slot and a page. Whoever just lost its pages would be next; letting anyone in now
         would undo the preemption."""
         return self._num_kept == len(self._view.running) and self._num_free_slots > 0 and self._pages.num_available > 0
 
@@ -97,7 +97,7 @@ class PlanRound:
         return min(-(-num_decodes // num_microbatches), budget)
 
     def _found_page(self, running: Sequence[Request], index: int) -> bool:
-        """Take a page for the decode at `index`, preempting from the youngest on. Returns: False if it had to go itself."""
+        """Take a page for the decode at `index`, preempting from the last one on. Returns: False if it had to go itself."""
         while self._pages.num_available == 0:
             self._num_kept -= 1
             self._pages.release(running[self._num_kept])

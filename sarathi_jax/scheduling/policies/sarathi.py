@@ -1,6 +1,6 @@
 """Stall-free batching with chunked prefills: Sarathi-Serve (arXiv 2403.02310), algorithm 3.
 
-Every step holds one token of every running request that decodes; what is left of the token budget goes to partial prefills in the order of arrival,
+Every step holds one token of every running request that decodes; what is left of the token budget goes to partial prefills by priority and arrival,
 and only then to new requests. So a prompt of any length never holds up a decode. With a budget that holds the longest prompt beside all decodes no prompt is
 split: the paper's "hybrid batching only".
 """
@@ -11,7 +11,7 @@ from sarathi_jax.scheduling.policy import Plan, View
 
 
 class SarathiPolicy:
-    """First come, first served. All pages of a prompt are reserved at admission, decodes take theirs on demand, preempting the youngest."""
+    """First come, first served within a priority. All pages of a prompt are reserved at admission, decodes take theirs on demand, as `PlanRound` preempts."""
 
     def check(self, limits: SchedulerLimits) -> None:
         """Any limits will do."""

@@ -5,13 +5,14 @@ deadlines), Niyama (arXiv 2503.22562: classes, relegation) and Medha (arXiv 2409
 
     budget      the largest bucket whose predicted time is within MARGIN of what the tightest decode may still take, or within less where the slowest of a
                 hundred steps take longer than said; the largest there is if nobody decodes
-    order       prompts by least slack, those that were begun and those that wait alike: a first token is due at the class's TTFT SLO, or without one after STRETCH
-                times what the prompt alone would take. The latter is cut off at CUT_OFF typical prompts: so nobody is overtaken by those who came much later
-                than that, which bounds starvation
+    order       prompts by priority, and within one by least slack, those that were begun and those that wait alike: a first token is due at the class's TTFT SLO,
+                or without one after STRETCH times what the prompt alone would take. The latter is cut off at CUT_OFF typical prompts: so nobody is overtaken by
+                those of the same or a higher number who came much later than that, which bounds starvation
     relegation  a prompt that can't keep its TTFT SLO any more lets pass those that can, until it has waited PATIENCE times its SLO
     pipelines   microbatches have to be alike, since bubbles cost more than launches: the smallest bucket that is nearly as efficient as the largest, or a larger
                 one where prompts fill it in all microbatches, and few slots are taken (long steps make requests stay, and a full house ends prompts)
-    pages       decodes that find none take them from whom it costs least: prompts before outputs, outputs with slack before others
+    pages       decodes that find none take them from the highest priority number, and there from whom it costs least: prompts before outputs, outputs with
+                slack before others
 """
 
 from collections import deque
@@ -45,7 +46,7 @@ LOOKAHEAD = 128  # of each class: those behind them wait until they are among th
 MAX_CARRIED = 4  # TBT SLOs that one step may take of a slack that was earned
 LENGTH_RATE = 0.02  # how fast the typical prompt follows those that come
 
-type Key = Callable[[Request], tuple[int, float, bool, float, tuple[int, int]]]
+type Key = Callable[[Request], tuple[int, int, float, bool, float, tuple[int, int, int]]]
 
 
 class StepAhead(NamedTuple):
@@ -115,9 +116,10 @@ class SloPolicy:
     def arrived(self, request: Request) -> None:
         num_tokens = request.num_given_tokens - request.num_expected_hit_tokens
         self._typical_tokens += (num_tokens - self._typical_tokens) * (LENGTH_RATE if self._typical_tokens else 1.0)
-        self._lines.drop_ended()
-        if self._shares is not None and request.client not in self._lines.clients:
-            self._shares.returned(request.client, self._lines.clients)
+        if self._shares is not None:
+            self._lines.drop_ended()
+            if request.client not in (clients := self._lines.clients):
+                self._shares.returned(request.client, clients)
         self._lines.add(request)
 
     def scheduled(self, schedule: Schedule, requests: Sequence[Request], now_s: float) -> None:
@@ -141,40 +143,44 @@ class SloPolicy:
     # ---- order
 
     def _waiting(self, view: View) -> list[Request]:
-        """Those who may be admitted: who is at the front of the queue for having run before, and the first of each line."""
+        """Those who may be admitted, of each priority until there are enough: who is at the front for having run before, and the first of each line."""
         if view.is_partial:
             return list(view.waiting)
-        waiting = list(
-            takewhile(lambda each: each.first_scheduled_s is not None or each.sample_index > 0, view.waiting)
-        )
-        clients = self._lines.clients if self._shares is None else sorted(self._lines.clients, key=self._shares.served)
-        for client in clients:
-            waiting += self._lines.first(client, LOOKAHEAD)
+        waiting: list[Request] = []
+        for priority, queue in view.waiting.by_priority():
+            waiting += takewhile(lambda each: each.first_scheduled_s is not None or each.sample_index > 0, queue)
+            clients = self._lines.clients_of(priority)
+            for client in clients if self._shares is None else sorted(clients, key=self._shares.served):
+                waiting += self._lines.first(priority, client, LOOKAHEAD)
+                if len(waiting) >= LOOKAHEAD:
+                    break
             if len(waiting) >= LOOKAHEAD:
                 break
         return waiting
 
     def _key(self, view: View) -> Key:
-        """What prompts are sorted by: who is in the middle of its output, the client's share, who was relegated, slack, arrival."""
+        """What prompts are sorted by: priority, who is in the middle of its output, the client's share, who was relegated, slack, arrival."""
         levels, shares, now_s = self.levels, self._shares, view.now_s
         token_s = self._token_s(view.limits)
         stretch_s, cut_off = STRETCH * token_s, CUT_OFF * self._typical_tokens
         default = levels[INTERACTIVE]
 
-        def key(request: Request) -> tuple[int, float, bool, float, tuple[int, int]]:
+        def key(request: Request) -> tuple[int, int, float, bool, float, tuple[int, int, int]]:
+            priority = request.priority
             if request.first_token_s is not None or (request.samples and request.samples[0].first_token_s is not None):
                 # Its next token is late already, or little is missing to its first.
-                return 0, 0.0, False, request.arrival_s, request.order
+                return priority, 0, 0.0, False, request.arrival_s, request.order
             share = 0.0 if shares is None else shares.served(request.client)
             num_left = request.num_tokens - max(request.num_computed_tokens, request.num_expected_hit_tokens)
             ttft_slo_s = levels.get(request.slo_class, default).ttft_slo_s
             if ttft_slo_s is None:
-                return 1, share, False, request.arrival_s + stretch_s * min(num_left, cut_off), request.order
+                due_s = request.arrival_s + stretch_s * min(num_left, cut_off)
+                return priority, 1, share, False, due_s, request.order
             due_s = request.arrival_s + ttft_slo_s
             is_relegated = due_s - token_s * num_left < now_s < request.arrival_s + PATIENCE * ttft_slo_s
             # By when the whole prompt had to begin: a begun one would gain slack with every chunk, so that equal ones took turns and all came late.
             start_by_s = due_s - token_s * (request.num_tokens - request.num_expected_hit_tokens)
-            return 1, share, is_relegated, start_by_s, request.order
+            return priority, 1, share, is_relegated, start_by_s, request.order
 
         return key
 

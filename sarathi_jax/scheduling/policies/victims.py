@@ -1,4 +1,4 @@
-"""Whose pages the decodes of a step get when there are not enough: those that cost least to compute again, where `PlanRound` by itself takes the youngest's."""
+"""Whose pages the decodes of a step get when there are not enough: those that cost least to compute again, where `PlanRound` by itself takes the last one's."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,15 +9,19 @@ from sarathi_jax.scheduling.request import Request
 def cheapest_victims(view: View, rank: Callable[[Request], int]) -> Sequence[Request]:
     """Running requests that have to go so that the others of the next step's decodes find their pages; () if all do.
 
-    The oldest running one stays, so that it ends, and after it the next one. Of the others those of the lowest rank go first, and among equals those that
-    computed least of what they hold, and the youngest.
+    The first running one stays, the oldest of the lowest priority number, so that it ends, and after it the next one. Of the others those of the highest
+    number go first, of these those of the lowest rank, and among equals those that computed least of what they hold, and the youngest.
     """
     pages, running = view.ledger(), view.running
     if pages.num_available >= len(running) or pages.num_available >= _num_full(running):
         return ()
     victims: list[Request] = []
     kept = list(running)
-    candidates = sorted(running[1:], key=lambda request: (rank(request), _share_computed(request, view)), reverse=True)
+    candidates = sorted(
+        running[1:],
+        key=lambda request: (-request.priority, rank(request), _share_computed(request, view)),
+        reverse=True,
+    )
     while candidates and pages.num_available < _num_wanted(kept, view):
         request = candidates.pop()
         kept.remove(request)

@@ -12,7 +12,7 @@ from sarathi_jax.scheduling.policy import Plan, View
 class VllmPolicy:
     """As many whole prompts as budget, pages and slots take, first come, first served; only if there are none, one token of every decode.
 
-    Decodes take their pages on demand, preempting the youngest, which then computes its prompt and output again.
+    Decodes take their pages on demand, preempting the youngest of the highest priority number, which then computes its prompt and output again.
     """
 
     def check(self, limits: SchedulerLimits) -> None:

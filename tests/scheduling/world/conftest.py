@@ -6,7 +6,8 @@ gives a wrong token, and the oracle, which has no pages, tells.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from random import Random
 from typing import Any
 
 import pytest
@@ -78,10 +79,21 @@ class PagedDevice:
         return token_id
 
 
-class World:
-    """A scheduler, its device, and the checks. claims: the policy's. max_in_flight: steps that may be in flight when another is scheduled."""
+def place_of(request: Request) -> tuple[int, int, int]:
+    """Whose turn it is, from what the world itself gave the request: priority, number of the arrival, sample."""
+    return request.priority, int(request.request_id.partition("-")[0]), request.sample_index
 
-    def __init__(self, policy: str, claims: Any, max_in_flight: int, **options: Any) -> None:
+
+class World:
+    """A scheduler, its device, and the checks. claims: the policy's. max_in_flight: steps that may be in flight when another is scheduled.
+
+    priorities: one of which each request has. num_passed, num_spared: admissions before somebody who came earlier, and younger ones that kept their pages, for
+    their priority.
+    """
+
+    def __init__(
+        self, policy: str, claims: Any, max_in_flight: int, *, priorities: Sequence[int] = (0,), **options: Any
+    ) -> None:
         self.claims = claims
         self.options = options = claims.sizes({**options, "max_model_len": MAX_MODEL_LEN})
         self.scheduler = Scheduler(policy, vocab_size=VOCAB_SIZE, **options)
@@ -92,7 +104,9 @@ class World:
         self.in_flight: list[Schedule] = []
         self.num_added = 0
         self.num_scheduled: Counter[str] = Counter()
-        self.last_admitted = (0, 0)
+        self.priorities = priorities
+        self.num_passed = self.num_spared = 0
+        self.last_admitted: dict[int, int] = {}
         self.has_failed = False
         self.oldest: tuple[object, int] = (None, 0)
         self.now_s = 0.0
@@ -103,7 +117,7 @@ class World:
         name = str(self.num_added)
         request = Request(
             name, prompt, sampling, arrival_s=self.now_s, seed=7 * self.num_added, max_tokens=max_tokens,
-            eos_token_ids=(EOS,), cache_salt=salt,
+            eos_token_ids=(EOS,), cache_salt=salt, priority=Random(self.num_added).choice(self.priorities),
         )  # fmt: skip
         page_size, num_pages = self.options["page_size"], self.options["num_pages"]
         if -(-(len(prompt) + max_tokens - 1) // page_size) > num_pages:
@@ -135,6 +149,7 @@ class World:
         else:
             self._check_step(schedule)
             self._check_kinds(schedule, reading)
+            self._check_passed(schedule)
             if self.claims.is_closed and grown - preempted:
                 assert not any(row.is_first for row in schedule.rows), "somebody joins requests that decode (F27)"
             if self.num_stages > 1:
@@ -212,6 +227,7 @@ class World:
         self.scheduler.check_integrity()
         assert self.scheduler.num_running + self.scheduler.num_waiting == len(self.live)
         assert all(self.scheduler.get(name) is request for name, request in self.live.items())
+        self._check_queue()
         self._check_cache()
 
     def _check_cache(self) -> None:
@@ -241,24 +257,44 @@ class World:
         self._count_rows(schedule)
 
     def _count_rows(self, schedule: Schedule) -> None:
-        orders = []
+        places: list[tuple[int, int, int]] = []
         for row in schedule.rows:
             request = self.live[row.request_id]
             if row.is_first and row.request_id not in self.num_scheduled:
                 assert row.start == request.num_prefix_hit_tokens < request.num_prompt_tokens, "I-13, I-16"
-                orders.append(request.order)
+                places.append(place_of(request))
             self.num_scheduled[row.request_id] += row.num_tokens
-        first_samples = sorted(order for order in orders if order[1] == 0)
-        if self.claims.is_by_arrival and self.options["is_head_of_line_blocking"] and first_samples:
-            assert self.last_admitted < first_samples[0], "a request was admitted before an older one (I-20)"
-            self.last_admitted = first_samples[-1]
+        if self.claims.is_by_arrival and self.options["is_head_of_line_blocking"]:
+            for priority, arrival, _ in sorted(place for place in places if place[2] == 0):
+                last = self.last_admitted.get(priority, 0)
+                assert last < arrival, "a request was admitted before an older one of its priority (I-20)"
+                self.last_admitted[priority] = arrival
         self._check_progress()
 
+    def _check_passed(self, schedule: Schedule) -> None:
+        """Whoever came in leaves nobody behind who has a lower number, unless that one may not come in now (I-20)."""
+        admitted = [self.live[row.request_id] for row in schedule.rows if row.is_first]
+        view = self.scheduler.view(self.now_s)
+        waiting = list(view.waiting)
+        if self.claims.is_closed:
+            began_s = min((each.first_scheduled_s or 0.0 for each in view.running), default=self.now_s)
+            waiting = [each for each in waiting if each.arrival_s <= began_s]
+        if not admitted or not self.options["is_head_of_line_blocking"] or self.scheduler.suspects.is_hunting:
+            return
+        assert max(each.priority for each in admitted) <= min((each.priority for each in waiting), default=2**63)
+        self.num_passed += any(place_of(each)[1] < place_of(other)[1] for each in waiting for other in admitted)
+
+    def _check_queue(self) -> None:
+        """By priority; and within one, whoever has run before whoever has not (I-20)."""
+        waiting = [each for each in self.scheduler.view(self.now_s).waiting if each.sample_index == 0]
+        places = [(each.priority, each.first_scheduled_s is None) for each in waiting]
+        assert places == sorted(places)
+
     def _check_progress(self) -> None:
-        """With strict order the oldest request gets a token again and again (I-22). Prompts before decodes, and a prompt to read again in every step: no."""
+        """With strict order the oldest request of the lowest number gets a token again and again (I-22). Prompts before decodes, and a prompt to read again in every step: no."""
         if self.options["preempt_every_steps"] == 1 and not self.claims.is_hybrid and not self.claims.has_turns:
             return
-        request = min(self.live.values(), key=lambda each: each.order)
+        request = min(self.live.values(), key=place_of)
         mark = (request.request_id, len(request.token_ids))
         self.oldest = (mark, self.oldest[1] + 1 if mark == self.oldest[0] else 0)
         assert self.oldest[1] < 150 or not self.options["is_head_of_line_blocking"], f"{request} is stuck"
@@ -282,16 +318,21 @@ class World:
         assert not self.claims.is_whole or all(row.does_sample for row in schedule.rows), "a prompt is split"
 
     def _check_victims(self, preempted: set[str], rows: dict[str, ScheduledRow], oldest: str | None) -> None:
-        """The youngest go, or at least not the oldest, and nobody is let in for them (I-21)."""
+        """The youngest of the highest number go, or at least not the oldest of the lowest, and nobody is let in for them (I-21)."""
         if preempted:
             assert not self.claims.is_reserving, "who has all pages there may ever be needed is preempted"
-            stayed = [request.order for request in self.scheduler.view(0.0).running]
+            stayed = [place_of(request) for request in self.scheduler.view(0.0).running]
+            went = sorted(place_of(self.live[name]) for name in preempted)
             if self.claims.is_by_arrival:
-                assert max(stayed, default=(0, 0)) < min(self.live[name].order for name in preempted)
+                assert all(place < went[0] for place in stayed)
+            assert all(place[0] <= went[0][0] for place in stayed)
+            self.num_spared += any(place[1] > other[1] for place in stayed for other in went)
             assert oldest not in preempted or not stayed
             assert not any(row.is_first for row in rows.values())
-            front = [request.request_id for request in self.scheduler.view(0.0).waiting][: len(preempted)]
-            assert front == sorted(preempted, key=lambda name: self.live[name].order)
+            for priority in {place[0] for place in went}:
+                mine = [place for place in went if place[0] == priority]
+                waiting = [place_of(each) for each in self.scheduler.view(0.0).waiting if each.priority == priority]
+                assert waiting[: len(mine)] == mine
 
     def _check_head(self, schedule: Schedule) -> None:
         """What could have been admitted even with nothing cached was (I-19)."""

@@ -26,24 +26,24 @@ MakeWorld = Callable[..., Any]
 other_policies = pytest.mark.parametrize("policy", sorted(POLICIES.keys() - {"sarathi"}))
 
 
-def random_world(make_world: MakeWorld, policy: str, random: Random) -> Any:
-    """A small one: most faults need pressure."""
+def random_world(make_world: MakeWorld, policy: str, random: Random, **options: Any) -> Any:
+    """A small one: most faults need pressure. options: in place of random ones."""
     max_num_seqs, num_microbatches = random.randint(1, 6), random.choice([1, 1, 1, 2, 3])
-    return make_world(
-        policy,
-        max_in_flight=random.choice([0, 0, 1, 1, 2]) + num_microbatches - 1,
-        num_microbatches=num_microbatches,
-        page_size=random.choice([1, 2, 4]),
-        num_pages=random.randint(8, 40),
-        token_budget=max_num_seqs + random.randint(0, 12),
-        max_num_seqs=max_num_seqs,
-        is_prefix_caching=random.random() < 0.7,
-        watermark=random.choice([0.0, 0.01, 0.2]),
-        max_num_partial_prefills=random.choice([None, None, 1, 2]),
-        long_prefill_token_threshold=random.choice([None, None, 3]),
-        preempt_every_steps=random.choice([None, None, 1, 3]),
-        is_head_of_line_blocking=random.random() < 0.7,
-    )
+    sizes: dict[str, Any] = {
+        "max_in_flight": random.choice([0, 0, 1, 1, 2]) + num_microbatches - 1,
+        "num_microbatches": num_microbatches,
+        "page_size": random.choice([1, 2, 4]),
+        "num_pages": random.randint(8, 40),
+        "token_budget": max_num_seqs + random.randint(0, 12),
+        "max_num_seqs": max_num_seqs,
+        "is_prefix_caching": random.random() < 0.7,
+        "watermark": random.choice([0.0, 0.01, 0.2]),
+        "max_num_partial_prefills": random.choice([None, None, 1, 2]),
+        "long_prefill_token_threshold": random.choice([None, None, 3]),
+        "preempt_every_steps": random.choice([None, None, 1, 3]),
+        "is_head_of_line_blocking": random.random() < 0.7,
+    }
+    return make_world(policy, **(sizes | options))
 
 
 def random_prompt(random: Random) -> list[int]:
@@ -73,16 +73,17 @@ def act(world: Any, random: Random) -> None:
     world.check()
 
 
-def walk(make_world: MakeWorld, policy: str, first_seed: int, num_actions: int) -> Counter[str]:
+def walk(make_world: MakeWorld, policy: str, first_seed: int, num_actions: int, **options: Any) -> Counter[str]:
     """Worlds of 400 actions each. Returns: what happened, to show that the walk went through what it is for."""
     seen: Counter[str] = Counter()
     for seed in range(first_seed, first_seed + num_actions // 400):
         random = Random(seed)
-        world = random_world(make_world, policy, random)
+        world = random_world(make_world, policy, random, **options)
         for _ in range(400):
             act(world, random)
         world.drain()
         seen += Counter(samples=len(world.num_scheduled), tokens=world.num_scheduled.total(), failures=world.has_failed)
+        seen += Counter(passed=world.num_passed, spared=world.num_spared)
     return seen
 
 
@@ -95,6 +96,22 @@ def test_20_000_random_actions_keep_every_invariant(make_world: MakeWorld) -> No
 def test_f27_random_actions_keep_every_invariant_under_every_policy(make_world: MakeWorld, policy: str) -> None:
     seen = walk(make_world, policy, first_seed=500, num_actions=8_000)
     assert seen["samples"] > 800 and seen["tokens"] > 12_000
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_random_priorities_keep_every_invariant(make_world: MakeWorld, claims_of: Any, policy: str) -> None:
+    options: dict[str, Any] = {"priorities": (0, 0, -3, 7), "preempt_every_steps": None, "watermark": 0.0}
+    options |= {"max_num_seqs": 6, "token_budget": 16, "page_size": 2, "num_pages": 24}
+    seen = walk(make_world, policy, first_seed=700, num_actions=4_000, **options)
+    assert seen["passed"] > 20
+    assert seen["spared"] > 20 or claims_of(policy).is_reserving  # nobody is preempted there
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("part", range(3))
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_many_random_priorities_keep_every_invariant(make_world: MakeWorld, policy: str, part: int) -> None:
+    walk(make_world, policy, first_seed=1_000 * (part + 20), num_actions=40_000, priorities=(0, 0, -3, 7))
 
 
 @pytest.mark.nightly
