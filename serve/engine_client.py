@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from sarathi_jax.errors import ConfigError, EngineError
 from sarathi_jax.serve.link import FrontLink, LinkError
@@ -31,7 +31,6 @@ from sarathi_jax.serve.messages import (
     Steps,
     Stop,
     ToFront,
-    TokenEvent,
     Tokens,
     Watch,
 )
@@ -50,10 +49,19 @@ USER_ERROR_CODE = 2
 ENGINE_COMMAND = (sys.executable, "-m", "sarathi_jax.serve.engine_process")
 
 
-class Observer(Protocol):
-    """Is told what comes of requests, for metrics. gap_s: since the sample's token before; None: there was none. is_first: whether it is the request's first one."""
+class Arrival(NamedTuple):
+    """What came for a request. gap_s: since the sample's token before; None: there was none. is_first: whether it is the request's first one."""
 
-    def tokens(self, live: LiveRequest, event: TokenEvent, gap_s: float | None, *, is_first: bool) -> None: ...
+    live: LiveRequest
+    num_tokens: int
+    gap_s: float | None
+    is_first: bool
+
+
+class Observer(Protocol):
+    """Is told what comes of requests, for metrics."""
+
+    def tokens(self, arrivals: Sequence[Arrival]) -> None: ...
 
     def ended(self, live: LiveRequest) -> None: ...
 
@@ -268,12 +276,14 @@ class EngineClient:
 
     def _take_tokens(self, message: Tokens) -> None:
         self._num_vain_starts = 0
+        arrivals: list[Arrival] = []
         for event in message.events:
             if (live := self._live.get(event.number)) is not None:
                 is_first = live.first_token_s is None and bool(event.token_ids)
                 gap_s = live.push(event, message.end_s)
-                for observer in self.observers:
-                    observer.tokens(live, event, gap_s, is_first=is_first)
+                arrivals.append(Arrival(live, len(event.token_ids), gap_s, is_first))
+        for observer in self.observers:
+            observer.tokens(arrivals)
 
     def _go_on(self, facts: EngineFacts) -> None:
         """An engine is ready: it gets all requests that the one before it had."""

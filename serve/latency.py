@@ -5,8 +5,9 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+from sarathi_jax.serve.engine_client import Arrival
 from sarathi_jax.serve.live_request import LiveRequest
-from sarathi_jax.serve.messages import Steps, TokenEvent
+from sarathi_jax.serve.messages import Steps
 
 WINDOW_S = 30.0
 MAX_SAMPLES = 20_000
@@ -41,13 +42,14 @@ class RecentLatency:
         self._output_tokens, self._prompt_tokens = Window(), Window()
         self._num_prompt_tokens = self._num_hit_tokens = 0
 
-    def tokens(self, live: LiveRequest, event: TokenEvent, gap_s: float | None, *, is_first: bool) -> None:
+    def tokens(self, arrivals: Sequence[Arrival]) -> None:
         now_s = time.perf_counter()
-        if is_first:
-            self._ttft_s.add(now_s - live.spec.arrival_s, now_s)
-        if gap_s is not None:
-            self._tbt_s.add(gap_s, now_s)
-        self._output_tokens.add(len(event.token_ids), now_s)
+        for live, _, gap_s, is_first in arrivals:
+            if is_first:
+                self._ttft_s.add(now_s - live.spec.arrival_s, now_s)
+            if gap_s is not None:
+                self._tbt_s.add(gap_s, now_s)
+        self._output_tokens.add(sum(arrival.num_tokens for arrival in arrivals), now_s)
 
     def ended(self, live: LiveRequest) -> None:
         if live.done is not None:

@@ -1,9 +1,12 @@
 """What comes of requests and steps, counted for Prometheus as it happens: two `Observer`s."""
 
+from collections.abc import Sequence
+
 from prometheus_client import Histogram
 
+from sarathi_jax.serve.engine_client import Arrival
 from sarathi_jax.serve.live_request import LiveRequest
-from sarathi_jax.serve.messages import Step, Steps, TokenEvent
+from sarathi_jax.serve.messages import Step, Steps
 from sarathi_jax.serve.metric_names import (
     OWN_REQUEST_S,
     OWN_TOKEN_S,
@@ -61,16 +64,17 @@ class RequestMetrics:
             self._ends.labels(reason)
         self._vllm_only = VllmRequestMetrics(names, counts) if names.is_vllm else None
 
-    def tokens(self, live: LiveRequest, event: TokenEvent, gap_s: float | None, *, is_first: bool) -> None:
-        self._output_tokens.inc(len(event.token_ids))
-        if is_first:
-            self._prompt_tokens.inc(len(live.spec.prompt_token_ids))
-            if live.first_token_s is not None:
-                self._ttft.observe(live.first_token_s - live.spec.arrival_s)
-        if gap_s is not None:
-            self._tbt.observe(gap_s)
-            if self._goal_s is not None and gap_s > self._goal_s:
-                self._late_tokens.inc()
+    def tokens(self, arrivals: Sequence[Arrival]) -> None:
+        self._output_tokens.inc(sum(arrival.num_tokens for arrival in arrivals))
+        for live, _, gap_s, is_first in arrivals:
+            if is_first:
+                self._prompt_tokens.inc(len(live.spec.prompt_token_ids))
+                if live.first_token_s is not None:
+                    self._ttft.observe(live.first_token_s - live.spec.arrival_s)
+            if gap_s is not None:
+                self._tbt.observe(gap_s)
+                if self._goal_s is not None and gap_s > self._goal_s:
+                    self._late_tokens.inc()
 
     def ended(self, live: LiveRequest) -> None:
         is_fault = live.lost is not None and live.lost.code not in LEAVING
@@ -158,7 +162,7 @@ class StepMetrics:
         self._num_compiled_late = 0
         self._last_end_s: dict[int, float] = {}
 
-    def tokens(self, live: LiveRequest, event: TokenEvent, gap_s: float | None, *, is_first: bool) -> None:
+    def tokens(self, arrivals: Sequence[Arrival]) -> None:
         pass
 
     def ended(self, live: LiveRequest) -> None:
