@@ -114,7 +114,8 @@ def start_engine(start: Start, link: EngineLink) -> "StartedEngine":
     def found(source: "ModelSource") -> None:
         link.send(Found(None if source.folder is None else str(source.folder)))
 
-    started = StartedEngine(config, progress=start.progress, found=found)
+    # The front has checked each grammar before it comes here.
+    started = StartedEngine(config, progress=start.progress, found=found, has_grammar_checker=False)
     if started.constraints is not None:
         with contextlib.suppress(RequestError, ModelError):  # told to whoever asks for structured output
             started.constraints.prepare()
