@@ -60,14 +60,18 @@ class Admission:
         """Requests that were let in and are not over."""
         return self._num_open
 
-    def enter(self, key: str) -> Ticket:
-        """Let one more request in. Raises: ApiError 429 or 503 if there are too many."""
+    def check_room(self, key: str) -> None:
+        """Raises: ApiError 429 or 503 if one more request could not be let in now."""
         limit = self.num_slots + self._config.max_queued_requests
         per_key = self._config.max_requests_per_key or (max(1, limit // 2) if self._num_keys > 1 else limit)
         if self._by_key[key] >= per_key and self._num_open < limit:
             raise self._refusal(429, "rate_limit_exceeded", f"This key may have {per_key} requests at a time.")
         if self._num_open >= limit:
             raise self._overloaded(f"{self._num_open} requests are being served or wait, and at most {limit} may.")
+
+    def enter(self, key: str) -> Ticket:
+        """Let one more request in. Raises: as `check_room`."""
+        self.check_room(key)
         self._num_open += 1
         self._by_key[key] += 1
         return Ticket(self._give_back, key)

@@ -11,7 +11,6 @@ from starlette.responses import Response
 
 from sarathi_jax.serve import sse
 from sarathi_jax.serve.answer import Answer
-from sarathi_jax.serve.body import read_body
 from sarathi_jax.serve.chat_message import ChatMessage
 from sarathi_jax.serve.envelope import Envelope
 from sarathi_jax.serve.front import Front, usage
@@ -27,8 +26,8 @@ def chat_router(front: Front) -> APIRouter:
 
     @router.post("/v1/chat/completions", **described(ChatBody))
     async def chat(request: Request) -> Response:
+        body = await front.read(request, ChatBody)
         with front.enter(request) as ticket:
-            body = await read_body(request, ChatBody)
             front.check_model(body.model)
             form, tools = read_chat_form(front, body)
             params = front.reader.read(body, structured=form.structured)

@@ -10,7 +10,6 @@ from starlette.responses import Response
 
 from sarathi_jax.serve import sse
 from sarathi_jax.serve.answer import Answer
-from sarathi_jax.serve.body import read_body
 from sarathi_jax.serve.envelope import Envelope
 from sarathi_jax.serve.front import Front, usage
 from sarathi_jax.serve.generation import Piece
@@ -25,8 +24,8 @@ def completions_router(front: Front) -> APIRouter:
 
     @router.post("/v1/completions", **described(CompletionBody))
     async def complete(request: Request) -> Response:
+        body = await front.read(request, CompletionBody)
         with front.enter(request) as ticket:
-            body = await read_body(request, CompletionBody)
             front.check_model(body.model)
             form = read_form(body)
             prompts, texts = await read_prompts(front, body)

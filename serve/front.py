@@ -8,11 +8,13 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from fastapi import Request
+from pydantic import BaseModel
 
 from sarathi_jax.sampling_params import SamplingParams
 from sarathi_jax.scheduling.limits import SchedulerLimits
 from sarathi_jax.serve.admission import Admission, Ticket
 from sarathi_jax.serve.answer import Answer
+from sarathi_jax.serve.body import read_body
 from sarathi_jax.serve.config import ServeConfig
 from sarathi_jax.serve.engine_client import EngineClient
 from sarathi_jax.serve.errors import ApiError
@@ -109,8 +111,16 @@ class Front:
     def max_prompt_tokens(self) -> int:
         return self.facts.limits.max_model_len - 1
 
+    async def read[M: BaseModel](self, request: Request, model: type[M]) -> M:
+        """A request's body as `model`, if the request could be let in now; until it has come whole it takes nobody's place. Raises: ApiError."""
+        self.check_ready()
+        self.admission.check_room(key_of(request))
+        body = await read_body(request, model)
+        request.scope["close_body"]()
+        return body
+
     def enter(self, request: Request) -> Ticket:
-        """Let a request in, before anything else is done for it. Raises: ApiError if it can't be served now."""
+        """Let a request in. Raises: ApiError if it can't be served now."""
         self.check_ready()
         return self.admission.enter(key_of(request))
 

@@ -1,6 +1,5 @@
 """The outermost layer: who may come in, with what kind of body, and how much of it; names every request, and logs it. Looks at nothing but the head."""
 
-import asyncio
 import hashlib
 import hmac
 import logging
@@ -15,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sarathi_jax.errors import ConfigError
 from sarathi_jax.serve.config import ServeConfig
 from sarathi_jax.serve.errors import ApiError
+from sarathi_jax.serve.limited_body import BodyRoom, LimitedBody, too_large
 
 access_logger = logging.getLogger("sarathi_jax.access")
 
@@ -78,6 +78,7 @@ class Gate:
         self._keys = dict(keys)
         self._hosts = allowed_hosts(config)
         self._visited = visited
+        self._room = BodyRoom(config)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -85,7 +86,8 @@ class Gate:
             return
         headers = Headers(scope["headers"])
         visit = Visit(scope, headers, send, has_log=self._config.access_log)
-        body = LimitedBody(receive, self._config)
+        body = LimitedBody(receive, self._config, self._room)
+        scope["close_body"] = body.close
         try:
             self._check(scope, headers)
         except ApiError as error:
@@ -94,6 +96,7 @@ class Gate:
         else:
             await self._app(scope, body.receive, visit.send)
         finally:
+            body.close()
             visit.log()
             self._visited(scope, visit.status, visit.seconds)
 
@@ -153,11 +156,6 @@ def is_public(scope: Scope) -> bool:
     return scope["path"] in PUBLIC_PATHS or scope["path"].startswith(PUBLIC_PREFIX)
 
 
-def too_large(max_bytes: int) -> ApiError:
-    message = f"The body must have at most {max_bytes} bytes. Send less."
-    return ApiError(413, "request_too_large", message, headers={"Connection": "close"})
-
-
 class Headers:
     """The head of one request."""
 
@@ -170,34 +168,6 @@ class Headers:
     def get(self, name: bytes) -> str:
         """The first one; "" if there is none."""
         return next(iter(self.all(name)), "")
-
-
-class LimitedBody:
-    """Hands a body on up to its limits of size and time."""
-
-    def __init__(self, receive: Receive, config: ServeConfig) -> None:
-        self._receive = receive
-        self._max_bytes = config.max_body_bytes
-        self._timeout_s = config.body_timeout_s
-        self._num_bytes = 0
-        self._is_whole = False
-        self._end_s = time.perf_counter() + config.body_timeout_s
-
-    async def receive(self) -> Message:
-        """Raises: ApiError 408 or 413."""
-        if self._is_whole:
-            return await self._receive()  # what comes now is that the client leaves
-        try:
-            async with asyncio.timeout(max(self._end_s - time.perf_counter(), 0.0)):
-                message = await self._receive()
-        except TimeoutError as error:
-            text = f"The body must be sent within {self._timeout_s:g} s."
-            raise ApiError(408, "request_timeout", text, headers={"Connection": "close"}) from error
-        self._num_bytes += len(message.get("body", b""))
-        if self._num_bytes > self._max_bytes:
-            raise too_large(self._max_bytes)
-        self._is_whole = not message.get("more_body", False)
-        return message
 
 
 class Visit:

@@ -9,7 +9,6 @@ from fastapi import APIRouter, Request
 from starlette.responses import PlainTextResponse, Response
 
 from sarathi_jax import __version__
-from sarathi_jax.serve.body import read_body
 from sarathi_jax.serve.errors import ApiError
 from sarathi_jax.serve.front import Front
 from sarathi_jax.serve.route_docs import described
@@ -152,8 +151,8 @@ def token_router(front: Front) -> APIRouter:
 
     @router.post("/tokenize", **described(TokenizeBody))
     async def tokenize(request: Request) -> Response:
+        body = await front.read(request, TokenizeBody)
         with front.enter(request):
-            body = await read_body(request, TokenizeBody)
             if body.model is not None:
                 front.check_model(body.model)
             token_ids = await token_ids_of(front, body)
@@ -169,8 +168,8 @@ def token_router(front: Front) -> APIRouter:
 
     @router.post("/detokenize", **described(DetokenizeBody))
     async def detokenize(request: Request) -> Response:
+        body = await front.read(request, DetokenizeBody)
         with front.enter(request):
-            body = await read_body(request, DetokenizeBody)
             if body.model is not None:
                 front.check_model(body.model)
             vocab_size = front.limits.vocab_size

@@ -10,6 +10,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from sarathi_jax.serve.limited_body import NUM_LARGEST_BODIES
+
 COMPLETIONS = "/v1/completions"
 NUM_SLOTS, NUM_QUEUED = 4, 4
 # 200 ms for a refusal and 250 ms for a probe, on a machine of its own.
@@ -133,6 +135,44 @@ def test_probes_are_quick_in_a_burst(server: Any, well: Any) -> None:
     assert set(statuses) == {200, 503}
     assert {status for status, _ in probes} == {200}
     assert statistics.median(seconds for _, seconds in probes) < PROBE_LIMIT_S
+    well(server)
+
+
+def unfinished(wire: Any, num_bytes: int, of_bytes: int) -> None:
+    """The head and the beginning of a body."""
+    head = ["POST /v1/completions HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
+    wire.send("\r\n".join([*head, f"Content-Length: {of_bytes}", "", ""]).encode() + b"[" * num_bytes)
+
+
+def test_a_body_that_comes_slowly_takes_nobodys_place(server: Any, wires: Any, well: Any) -> None:
+    """G-06: more of them than may be served or wait."""
+    slow = [wires(server) for _ in range(4 * (NUM_SLOTS + NUM_QUEUED))]
+    for wire in slow:
+        unfinished(wire, 10, 100)
+    assert [timed(server, place)[1].status_code for place in range(3)] == [200] * 3
+    for wire in slow:
+        wire.close()
+    well(server)
+
+
+def test_bodies_that_come_slowly_have_a_limit_together(serving: Any, wires: Any, judge: Any, well: Any) -> None:
+    server = serving(max_body_bytes=5000)
+    slow = [wires(server) for _ in range(NUM_LARGEST_BODIES)]
+    for wire in slow:
+        unfinished(wire, 4900, 5000)
+    time.sleep(0.2)
+    one_more = wires(server)
+    unfinished(one_more, 4900, 5000)
+    judge(one_more.answer(), "503 server_overloaded -")
+    assert timed(server, 0)[1].status_code == 200  # a small one
+    for wire in slow:
+        wire.close()
+    time.sleep(0.2)
+    for _ in range(2 * NUM_LARGEST_BODIES):  # what was read, or refused, is given back
+        judge(
+            server.post(COMPLETIONS, {"model": "demo", "prompt": "x" * 4000, "max_tokens": 1}),
+            "400 context_length_exceeded prompt",
+        )
     well(server)
 
 
