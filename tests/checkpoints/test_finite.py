@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 from sarathi_jax.checkpoints.finite import check_finite
 from sarathi_jax.errors import ModelError
-from sarathi_jax.sharding.mesh import make_mesh
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float8_e4m3fn"])
@@ -31,9 +32,16 @@ def test_a_few_are_named_and_the_others_counted() -> None:
         check_finite({f"p{place}": bad for place in range(7)})
 
 
-def test_every_shard_is_looked_at() -> None:
-    mesh = make_mesh({"tensor": 4})
-    good = jax.device_put(jnp.ones(32), jax.NamedSharding(mesh, jax.P("tensor")))
-    check_finite({"a": good})
+@pytest.mark.parametrize("place", [(0, 0), (3, 5), (7, 7)])
+@pytest.mark.parametrize("spec", [P("tensor"), P(None, "tensor"), P(None, ("stage", "tensor")), P()])
+@pytest.mark.parametrize("is_explicit", [False, True])
+def test_every_shard_is_looked_at(spec: P, place: tuple[int, int], is_explicit: bool) -> None:
+    kind = AxisType.Explicit if is_explicit else AxisType.Auto
+    mesh = jax.make_mesh((2, 4), ("stage", "tensor"), axis_types=(kind, kind))
+    good = np.ones((8, 8), np.float32)
+    bad = good.copy()
+    bad[place] = np.inf
+    sharding = jax.NamedSharding(mesh, spec)
+    check_finite({"a": jax.device_put(good, sharding)})
     with pytest.raises(ModelError, match="infinity in a:"):
-        check_finite({"a": good.at[-1].set(jnp.inf)})
+        check_finite({"a": jax.device_put(bad, sharding)})
