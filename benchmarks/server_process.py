@@ -1,4 +1,4 @@
-"""A server of the demo model in a process of its own, for benchmarks, and what the kernel says of its processes."""
+"""A server in a process of its own, for benchmarks, and what the kernel says of its processes."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -53,15 +53,20 @@ class ServerProcess:
 @contextmanager
 def served(*flags: str) -> Iterator[ServerProcess]:
     """`sarathi-jax serve demo` with these flags, from when it is ready."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "sarathi_jax.cli.main", "serve", "demo", f"--port={port}", "--no-access-log"]
-    process = subprocess.Popen([*command, *flags])
+    with started([*command, *flags], port) as server:
+        yield server
+
+
+@contextmanager
+def started(command: Sequence[str], port: int, ready_path: str = "/ready") -> Iterator[ServerProcess]:
+    """Any server, from when it is ready. Raises: SystemExit if that takes too long."""
+    process = subprocess.Popen(command)
     server = ServerProcess(process.pid, port)
     try:
         end_s = time.perf_counter() + START_LIMIT_S
-        while server.status("/ready") != 200:
+        while server.status(ready_path) != 200:
             if process.poll() is not None or time.perf_counter() > end_s:
                 raise SystemExit("the server has not started")
             time.sleep(0.2)
@@ -69,6 +74,13 @@ def served(*flags: str) -> Iterator[ServerProcess]:
     finally:
         process.terminate()
         process.wait()
+
+
+def free_port() -> int:
+    """One of 127.0.0.1 that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def flags_of(options: dict[str, Any]) -> list[str]:
