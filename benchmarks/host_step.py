@@ -18,6 +18,7 @@ import platform
 import statistics
 import subprocess
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ class TimedScheduler(Scheduler):
         self.last = found or self.last
         return found
 
-    def complete(self, schedule: Schedule, result: StepResult, now_s: float) -> list[TokenOutput]:
+    def complete(self, schedule: Schedule, result: StepResult, now_s: float) -> Sequence[TokenOutput]:
         start_s = time.thread_time()
         outputs = super().complete(schedule, result, now_s)
         self.stopwatch.add("complete", start_s)

@@ -106,7 +106,8 @@ class FlightWatch:
         request = self._recorder.live(number)
         if request is None or request.state is not RequestState.RUNNING or request.is_prefilling:
             return False
-        is_under_way = self._recorder.scheduler.limits.num_microbatches > 1 and request.num_in_flight_rows > 0
+        scheduler = self._recorder.scheduler
+        is_under_way = scheduler.limits.num_microbatches > 1 and scheduler.is_in_flight(request)
         return request.num_remaining_tokens > 0 and not is_under_way
 
     def _report(self, kind: str, said: str) -> None:

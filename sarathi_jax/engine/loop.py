@@ -9,6 +9,7 @@ before it (`Scheduler.is_constrained`), steps are read before the next one is pl
 import contextlib
 import logging
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sarathi_jax.clock import Clock
@@ -84,7 +85,7 @@ class StepLoop:
         num_ahead = self.is_overlapped and not self.scheduler.is_constrained
         return len(self._in_flight) > self.scheduler.limits.num_microbatches - 1 + num_ahead
 
-    def step(self, *, does_wait: bool = True, does_launch: bool = True) -> list[TokenOutput]:
+    def step(self, *, does_wait: bool = True, does_launch: bool = True) -> Sequence[TokenOutput]:
         """Run one turn: dispatch a step, and take in what came of the oldest one, once there are as many under way as the loop allows.
 
         does_wait: whether to wait for that one; if not, a turn in which it is not done yet brings nothing.
@@ -99,7 +100,7 @@ class StepLoop:
             self._end = error
             raise
 
-    def _turn(self, *, does_wait: bool, does_launch: bool) -> list[TokenOutput]:
+    def _turn(self, *, does_wait: bool, does_launch: bool) -> Sequence[TokenOutput]:
         launched = self._launch() if does_launch and not self.is_full else None
         if launched is not None:
             self._in_flight.append(launched)
@@ -131,7 +132,7 @@ class StepLoop:
             self.recorder.scheduled(schedule, start_s)  # while the device runs the step
         return flight
 
-    def _land(self, flight: StepInFlight) -> list[TokenOutput]:
+    def _land(self, flight: StepInFlight) -> Sequence[TokenOutput]:
         is_lost = flight.schedule.step in self._lost
         self._lost.discard(flight.schedule.step)
         try:
@@ -170,7 +171,7 @@ class StepLoop:
             )
         return self._num_without_sense == 1
 
-    def _give_up(self, schedule: Schedule, error: EngineError) -> list[TokenOutput]:
+    def _give_up(self, schedule: Schedule, error: EngineError) -> Sequence[TokenOutput]:
         """A step failed and the KV cache is lost: all running requests start over, and keep the tokens they have. Steps behind it are lost with it.
 
         Returns: requests that end for it.

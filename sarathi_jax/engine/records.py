@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from sarathi_jax.engine.executor import StepShape
 from sarathi_jax.scheduling.schedule import Schedule
+from sarathi_jax.scheduling.step_rows import num_grown_outputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +31,7 @@ class StepRecord:
 
 def record_step(schedule: Schedule, bucket: StepShape, start_s: float, end_s: float, replica: int = 0) -> StepRecord:
     """The record of a completed step."""
-    rows = schedule.rows[: schedule.num_decode_rows]
-    # A decode's one token is the last its request has: all else is read, not generated.
-    num_decode_tokens = len([row for row in rows if row.num_output_tokens and row.does_sample])
+    num_decode_tokens = num_grown_outputs(schedule)  # all else is read, not generated
     return StepRecord(
         schedule.step,
         start_s,

@@ -4,7 +4,7 @@ Every field stands at a fixed offset that both sides take from `packed_fields`; 
 P * B and max_num_seqs (dropped by scatters), kv_lens 0, and row bounds equal to the token count.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import accumulate
 from math import prod
@@ -98,11 +98,11 @@ class SlotTables:
         self.block_tables = np.zeros((geometry.max_num_seqs, geometry.blocks_per_row), np.int32)
         self._seen: list[np.ndarray | None] = [None] * geometry.max_num_seqs
 
-    def variant(self, rows: tuple[ScheduledRow, ...]) -> Variant:
+    def variant(self, rows: Sequence[ScheduledRow]) -> Variant:
         """The least variant that serves all rows."""
         return Variant(self.variants[_column(rows, "batch_slot")].max())
 
-    def update(self, rows: tuple[ScheduledRow, ...]) -> None:
+    def update(self, rows: Sequence[ScheduledRow]) -> None:
         """Take in block tables that have changed: a request's table is a new view whenever it grows, and the same one otherwise."""
         seen = self._seen
         for row in rows:
@@ -125,7 +125,7 @@ def pack(schedule: Schedule, bucket: Bucket, geometry: Geometry, slots: SlotTabl
     views = {
         name: packed[field.offset : field.offset + field.size].reshape(field.shape) for name, field in fields.items()
     }
-    rows, count = schedule.rows, len(schedule.rows)
+    rows, count = tuple(schedule.rows), len(schedule.rows)
     starts, lengths = _column(rows, "start"), _column(rows, "num_tokens")
     batch_slots = _column(rows, "batch_slot")
     slots.update(rows)
@@ -164,14 +164,14 @@ def pack_padding(bucket: Bucket, geometry: Geometry) -> np.ndarray:
 _COLUMN = {name: index for index, name in enumerate(ScheduledRow._fields)}
 
 
-def _column(rows: tuple[ScheduledRow, ...], name: str) -> np.ndarray:
+def _column(rows: Sequence[ScheduledRow], name: str) -> np.ndarray:
     index = _COLUMN[name]
     return np.array([row[index] for row in rows], np.int32)
 
 
 def _fill_tokens(
     views: Mapping[str, np.ndarray],
-    rows: tuple[ScheduledRow, ...],
+    rows: Sequence[ScheduledRow],
     starts: np.ndarray,
     lengths: np.ndarray,
     geometry: Geometry,
@@ -195,7 +195,7 @@ def _fill_tokens(
 
 
 def _fill_full(
-    views: Mapping[str, np.ndarray], rows: tuple[ScheduledRow, ...], lengths: np.ndarray, geometry: Geometry
+    views: Mapping[str, np.ndarray], rows: Sequence[ScheduledRow], lengths: np.ndarray, geometry: Geometry
 ) -> None:
     count, num_tokens = len(rows), int(lengths.sum())
     views["num_prompt_tokens"][:count] = _column(rows, "num_prompt_tokens")

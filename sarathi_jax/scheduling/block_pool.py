@@ -44,11 +44,10 @@ class BlockPool:
         assert num_pages <= self.num_available, (
             f"{num_pages} pages were asked of a pool with {self.num_available} available: plans have to count them"
         )
-        page_ids = []
-        for _ in range(num_pages):
-            page_id = self._free.pop() if self._free else self._evict()
-            self._ref_counts[page_id] = 1
-            page_ids.append(page_id)
+        free, ref_counts = self._free, self._ref_counts
+        page_ids = [free.pop() if free else self._evict() for _ in range(num_pages)]
+        for page_id in page_ids:
+            ref_counts[page_id] = 1
         return page_ids
 
     def acquire(self, page_id: int) -> None:
@@ -66,14 +65,16 @@ class BlockPool:
         page can be found only through the ones before it.
         Raises: AssertionError, changing nothing, if a page is unknown, given twice, or has no reference.
         """
-        page_ids = list(page_ids)
+        page_ids, ref_counts = list(page_ids), self._ref_counts
+        if page_ids:
+            self._check_known(min(page_ids))
+            self._check_known(max(page_ids))
         for page_id in page_ids:
-            self._check_known(page_id)
-            assert self._ref_counts[page_id] > 0, f"page {page_id} is released but nobody holds it"
+            assert ref_counts[page_id] > 0, f"page {page_id} is released but nobody holds it"
         assert len(set(page_ids)) == len(page_ids), "a page is released twice by one table"
         for page_id in reversed(page_ids):
-            self._ref_counts[page_id] -= 1
-            if self._ref_counts[page_id] == 0:
+            ref_counts[page_id] -= 1
+            if ref_counts[page_id] == 0:
                 if self._is_cached[page_id]:
                     self._idle[page_id] = None
                 else:

@@ -47,9 +47,9 @@ def _check_cache(running: Sequence[Request], kv_pages: KVPages) -> None:
 
 def _check_counts(request: Request, num_rows: int) -> None:
     name = request.request_id
-    assert request.num_tokens == len(request.token_ids) + request.num_pending_tokens, f"{name}: token counts disagree"
-    assert request.num_in_flight_rows == num_rows, (
-        f"{name}: {request.num_in_flight_rows} rows are counted in flight, and {num_rows} are"
+    num_late_rows = 0 if request.state is RequestState.RUNNING else num_rows
+    assert request.num_late_rows == num_late_rows, (
+        f"{name}: {request.num_late_rows} rows are counted as late, and {num_late_rows} are"
     )
     assert 0 <= request.num_pending_tokens <= num_rows, f"{name}: a pending token has no row in flight"
     assert request.num_tokens <= request.max_num_tokens, f"{name} has more tokens than it may"
@@ -64,6 +64,11 @@ def _check_pages(request: Request, page_size: int) -> None:
         num_kv_tokens = max(request.num_computed_tokens, request.min_reserved_tokens)
         assert len(page_ids) == -(-num_kv_tokens // page_size), f"{name} holds more or fewer pages than it needs"
         assert request.num_computed_tokens < request.num_tokens, f"{name} runs with nothing left to compute"
+        assert request.is_prefilling or request.num_computed_tokens == request.num_tokens - 1, (
+            f"{name} decodes and is more than a token behind"
+        )
+        smooth_until = 0 if request.is_prefilling else min(request.num_reserved_tokens, request.max_num_tokens - 1)
+        assert request.smooth_until <= smooth_until, f"{name} is not looked at when it needs a page, or ends"
     else:
         assert not page_ids and request.num_computed_tokens == 0, f"{name} waits and holds pages"
         assert request.batch_slot is None, f"{name} waits and holds a slot"

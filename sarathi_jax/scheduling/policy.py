@@ -18,18 +18,34 @@ from sarathi_jax.scheduling.waiting_queue import WaitingQueue
 class Plan:
     """What the next step does.
 
-    chunks: (request, number of its tokens to compute) in the policy's order.
-    admitted: the waiting requests among them; each starts with the cached pages that the view found for it.
+    decodes: running requests that have read all they had, and get one token more. prefills: (request, number of its tokens to compute) of all others. Both in the
+      policy's order; decodes come first.
+    admitted: the waiting requests among prefills; each starts with the cached pages that the view found for it.
     preempted: running requests that lose their pages first, in this order; each goes to the front of those who wait with its priority.
     num_reserved_tokens: tokens whose pages each admitted request takes at least, however few it has.
     has_prefill: whether a chunk reads tokens that its request had at its admission; the next view tells it as `was_prefill`.
     """
 
-    chunks: Sequence[tuple[Request, int]]
+    prefills: Sequence[tuple[Request, int]]
     admitted: Sequence[Request] = ()
     preempted: Sequence[Request] = ()
     num_reserved_tokens: int = 0
     has_prefill: bool = False
+    decodes: Sequence[Request] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.decodes) + sum([num_tokens for _, num_tokens in self.prefills])
+
+    @property
+    def num_short(self) -> int:
+        """Chunks of one token."""
+        return len(self.decodes) + len([num_tokens for _, num_tokens in self.prefills if num_tokens == 1])
+
+    @property
+    def chunks(self) -> Sequence[tuple[Request, int]]:
+        """Of all requests in the step: (request, number of its tokens to compute)."""
+        return [*[(request, 1) for request in self.decodes], *self.prefills]
 
 
 class PageLedger:

@@ -89,7 +89,7 @@ class RequestQueues:
     def _leave_slot(self, request: Request) -> None:
         assert request.batch_slot is not None, f"{request!r} ran without a slot"
         self._running.remove(request)
-        if self._do_slots_rest and request.num_in_flight_rows:
+        if self._do_slots_rest and request.num_late_rows:
             self._resting_slots[request] = request.batch_slot
         else:
             self._free_slots.append(request.batch_slot)
@@ -98,7 +98,7 @@ class RequestQueues:
     def free_rested_slots(self) -> None:
         """Slots whose requests have no row in flight any more are free again."""
         if self._resting_slots:
-            for request in [each for each in self._resting_slots if not each.num_in_flight_rows]:
+            for request in [each for each in self._resting_slots if not each.num_late_rows]:
                 self._free_slots.append(self._resting_slots.pop(request))
 
     def check_integrity(self) -> None:
@@ -117,7 +117,7 @@ class RequestQueues:
         orders = [request.order for request in self._running]
         assert orders == sorted(orders), "running requests are not in their order"
         taken = [request.batch_slot for request in self._running if request.batch_slot is not None]
-        assert all(request.num_in_flight_rows for request in self._resting_slots), "a slot rests for nothing"
+        assert all(request.num_late_rows for request in self._resting_slots), "a slot rests for nothing"
         assert sorted([*taken, *self._free_slots, *self._resting_slots.values()]) == list(range(self._max_num_seqs)), (
             "a batch slot is lost or given twice"
         )

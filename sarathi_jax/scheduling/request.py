@@ -7,6 +7,8 @@
 
 A request is only `num_tokens - num_computed_tokens` behind. In the overlapped loop a step is scheduled while the one before is in flight; a token
 that such a step samples is *pending*: it counts in `num_tokens`, stands on the device, and its value is not known here yet.
+
+A request that runs and reads no more is one token behind at every step: a *decode*.
 """
 
 from collections.abc import Collection, Sequence
@@ -61,7 +63,8 @@ class Request:
     num_prefill_tokens: tokens there were at the last admission; until they are computed the request reads, then it decodes.
     num_reserved_tokens: tokens that its pages hold. min_reserved_tokens: those that they had to hold from its last admission on.
     next_block_end: tokens to be computed until the prefix cache is told of another page; NEVER if it is told of none.
-    num_in_flight_rows: scheduled rows whose result has not arrived.
+    smooth_until: while fewer tokens are computed, a decode needs nothing but its next token: no page to be found, none that is full, no end. 0 while it reads.
+    num_late_rows: scheduled rows whose result had not arrived when it stopped running, and has not yet.
     num_expected_hit_tokens: that the prefix cache held when it was queued; known where the policy learns.
     samples: where a prompt has several, all of them, the *leader* first, which reads the prompt; else ().
     parked_samples: of a leader: those in no queue yet, until the prompt's pages can be shared.
@@ -87,8 +90,7 @@ class Request:
         "num_computed_tokens",
         "num_expected_hit_tokens",
         "num_given_tokens",
-        "num_in_flight_rows",
-        "num_pending_tokens",
+        "num_late_rows",
         "num_preemptions",
         "num_prefill_tokens",
         "num_prefix_hit_tokens",
@@ -99,6 +101,7 @@ class Request:
         "num_tokens",
         "order",
         "page_buffer",
+        "page_view",
         "parked_samples",
         "priority",
         "request_id",
@@ -107,6 +110,7 @@ class Request:
         "sampling",
         "seed",
         "slo_class",
+        "smooth_until",
         "state",
         "stop_token_ids",
         "token_ids",
@@ -150,16 +154,14 @@ class Request:
         self.num_prompt_tokens = len(prompt_token_ids)
         self.num_tokens = self.num_given_tokens = len(self.token_ids)
         self.max_num_tokens = self.num_prompt_tokens + max_tokens
-        self.num_pending_tokens = 0
-        self.num_computed_tokens = 0
-        self.num_prefill_tokens = self.num_in_flight_rows = 0
+        self.num_computed_tokens = self.num_prefill_tokens = self.smooth_until = 0
+        self.num_late_rows = 0
 
         self.samples: tuple[Request, ...] = ()
         self.parked_samples: list[Request] = []
 
         self.batch_slot: int | None = None
-        self.block_table = _NO_PAGES
-        self.page_buffer = _NO_PAGES
+        self.block_table = self.page_buffer = self.page_view = _NO_PAGES
         self.num_reserved_tokens = self.min_reserved_tokens = 0
         self.block_chain: list[Block] = []
         self.num_registered_blocks = 0
@@ -187,6 +189,10 @@ class Request:
     def output_token_ids(self) -> list[int]:
         """The output tokens known so far."""
         return self.token_ids[self.num_prompt_tokens :]
+
+    @property
+    def num_pending_tokens(self) -> int:
+        return self.num_tokens - len(self.token_ids)
 
     @property
     def num_remaining_tokens(self) -> int:
@@ -241,19 +247,29 @@ class Request:
             # A buffer of its own for each admission: schedules in flight may still hold views of the last one.
             num_tokens = max(self.max_num_tokens, self.min_reserved_tokens)
             self.page_buffer = np.empty(-(-num_tokens // page_size), np.int32)
-        self.page_buffer[num_pages : num_pages + len(page_ids)] = page_ids
-        self.block_table = self.page_buffer[: num_pages + len(page_ids)]
-        self.block_table.flags.writeable = False
-        self.num_reserved_tokens = len(self.block_table) * page_size
+            self.page_view = self.page_buffer.view()
+            self.page_view.flags.writeable = False
+        end = num_pages + len(page_ids)
+        if len(page_ids) == 1:  # what most decodes ask for; several times as fast as a slice of one
+            self.page_buffer[num_pages] = page_ids[0]
+        else:
+            self.page_buffer[num_pages:end] = page_ids
+        self.block_table = self.page_view[:end]
+        self.num_reserved_tokens = end * page_size
 
     def drop_pages(self) -> list[int]:
         """Empty the block table and forget what was computed. Returns: the pages it held, in order."""
         page_ids: list[int] = self.block_table.tolist()
-        self.block_table = self.page_buffer = _NO_PAGES
-        self.num_reserved_tokens = self.num_computed_tokens = self.num_prefill_tokens = 0
+        self.block_table = self.page_buffer = self.page_view = _NO_PAGES
+        self.num_reserved_tokens = self.num_computed_tokens = self.num_prefill_tokens = self.smooth_until = 0
         self.num_registered_blocks = 0
         self.next_block_end = NEVER
         return page_ids
+
+    def look_ahead(self, page_size: int) -> None:
+        """What it had is computed: find how far it decodes until a page is full, or its last token is due."""
+        page_end = -(-self.num_computed_tokens // page_size) * page_size
+        self.smooth_until = min(page_end, self.max_num_tokens - 1)
 
     def end_reason(self) -> FinishReason | None:
         """Why the token that came last ends the output, or None."""
@@ -273,5 +289,5 @@ class Request:
 
     def forget_pending(self) -> None:
         """Steps in flight were lost: what they would have sampled does not come."""
-        self.num_tokens -= self.num_pending_tokens
-        self.num_pending_tokens = self.num_in_flight_rows = 0
+        self.num_tokens = len(self.token_ids)
+        self.num_late_rows = 0

@@ -51,7 +51,7 @@ class Schedule:
     """One step. Rows of one token (decodes) come before longer chunks; each group is in the policy's order."""
 
     step: int
-    rows: tuple[ScheduledRow, ...]
+    rows: Sequence[ScheduledRow]
     num_tokens: int
     num_decode_rows: int
     preempted_request_ids: tuple[str, ...] = ()

@@ -11,12 +11,12 @@ A device runs steps in the order of their schedules. So the pages and the slot o
 whoever gets them writes after that row. Only the prefix cache has to wait: it learns of a page when the step that filled it has completed.
 """
 
-from collections.abc import Container, Sequence, Set
-from itertools import repeat
+from collections.abc import Sequence, Set
 
 from sarathi_jax.errors import RequestError
 from sarathi_jax.outputs import FinishReason
 from sarathi_jax.scheduling.admission import check_request
+from sarathi_jax.scheduling.advance import advance
 from sarathi_jax.scheduling.forced_preemption import ForcedPreemption
 from sarathi_jax.scheduling.integrity import check_scheduler
 from sarathi_jax.scheduling.kv_pages import KVPages
@@ -27,13 +27,10 @@ from sarathi_jax.scheduling.policy import Plan, Policy, View
 from sarathi_jax.scheduling.queues import RequestQueues
 from sarathi_jax.scheduling.request import Request, RequestState
 from sarathi_jax.scheduling.schedule import Schedule, ScheduledRow, StepResult
-from sarathi_jax.scheduling.steps_in_flight import StepsInFlight
+from sarathi_jax.scheduling.steps_in_flight import Step, StepsInFlight
 from sarathi_jax.scheduling.suspects import Suspects
-from sarathi_jax.scheduling.token_output import TokenOutput, ended_by, new_prompt_logprobs
+from sarathi_jax.scheduling.token_output import StepOutputs, TokenOutput, ended_by, new_prompt_logprobs, stop_token
 from sarathi_jax.scheduling.wrong_rows import wrong_rows
-
-# Places in a row, for the loop over all rows of a step: by number they are found in half the time.
-_START, _NUM_TOKENS, _DOES_SAMPLE = 1, 2, 6
 
 
 class Scheduler:
@@ -113,7 +110,7 @@ class Scheduler:
     @property
     def is_constrained(self) -> bool:
         """Whether a request that runs, or has a row in flight, has a constraint: which token may come next is known only when all before it are."""
-        return any(each.state is RequestState.RUNNING or each.num_in_flight_rows for each in self._constrained)
+        return any(each.state is RequestState.RUNNING or each.num_late_rows for each in self._constrained)
 
     @property
     def num_free_pages(self) -> int:
@@ -128,6 +125,10 @@ class Scheduler:
     @property
     def policy_name(self) -> str:
         return policy_name(self.policy)
+
+    def is_in_flight(self, request: Request) -> bool:
+        """Whether a step whose result has not arrived holds a row of it."""
+        return self._in_flight.holds(request)
 
     def get(self, request_id: str) -> Request | None:
         """The live request of this id, if there is one."""
@@ -210,27 +211,24 @@ class Scheduler:
         for request in plan.preempted:
             self._preempt(request)
         self._admit(plan, view, now_s)
-        if not plan.chunks:
+        if not plan.decodes and not plan.prefills:
             return None
         self._was_prefill = plan.has_prefill
-
-        one_token = [chunk for chunk in plan.chunks if chunk[1] == 1]
-        longer = [chunk for chunk in plan.chunks if chunk[1] != 1] if len(one_token) < len(plan.chunks) else []
-        num_tokens = len(one_token) + sum(num_chunk_tokens for _, num_chunk_tokens in longer)
+        num_tokens, in_flight = plan.num_tokens, self._in_flight
         assert num_tokens <= self.limits.token_budget, (
             f"the policy planned {num_tokens} tokens, over the budget of {self.limits.token_budget}"
         )
-        chunks = one_token + longer
-        rows = self._advance(chunks, set(plan.admitted))
-        schedule = Schedule(self._num_steps, rows, num_tokens, len(one_token), tuple(self._newly_preempted))
+        rows, requests, crossings = advance(
+            plan, self.kv_pages, may_be_pending=len(in_flight) > 0, may_be_constrained=bool(self._constrained)
+        )
+        schedule = Schedule(self._num_steps, rows, num_tokens, plan.num_short, tuple(self._newly_preempted))
         self._num_steps += 1
         self._newly_preempted.clear()
-        requests = [request for request, _ in chunks]
-        self._in_flight.add(schedule, requests)
+        in_flight.add(Step(schedule, rows, requests, crossings))
         self._lessons.scheduled(schedule, requests, now_s)
         return schedule
 
-    def complete(self, schedule: Schedule, result: StepResult, now_s: float) -> list[TokenOutput]:
+    def complete(self, schedule: Schedule, result: StepResult, now_s: float) -> Sequence[TokenOutput]:
         """Take in what a step sampled; steps complete in the order in which they were scheduled.
 
         Rows of requests that have ended meanwhile are dropped. A step that `fail_step` gave up brings nothing.
@@ -238,38 +236,17 @@ class Scheduler:
         if self._in_flight.was_lost(schedule):
             return []
         assert len(result.token_ids) == len(schedule.rows), f"step {schedule.step} must bring a token id a row"
-        requests = self._in_flight.land(schedule)
+        step = self._in_flight.oldest(schedule)
         self._lessons.completed(schedule, now_s)
-        outputs = self._end_failed(requests, schedule, result, now_s)
-        finished, new_output, nothing = RequestState.FINISHED, tuple.__new__, repeat(None)
-        logprobs_of, prompt_logprobs_of = result.logprobs or nothing, result.prompt_logprobs or nothing
-        rows = zip(requests, schedule.rows, result.token_ids, logprobs_of, prompt_logprobs_of, strict=False)
-        for request, row, token_id, logprobs, given in rows:
-            request.num_in_flight_rows -= 1
-            if request.state is finished:
-                continue
-            if row[_START] + row[_NUM_TOKENS] >= request.next_block_end:
-                self.kv_pages.register(request, row.start + row.num_tokens)
-            prompt_logprobs = new_prompt_logprobs(request, row, given) if given else None
-            if not row[_DOES_SAMPLE]:
-                if prompt_logprobs:
-                    outputs.append(TokenOutput(request, request.sample_index, None, None, prompt_logprobs))
-                continue
-            if request.first_token_s is None or request.parked_samples:
-                self._take_first_token(request, now_s)
-            request.num_pending_tokens -= 1
-            request.token_ids.append(token_id)
-            reason = None
-            may_end = len(request.token_ids) >= request.max_num_tokens or token_id in request.stop_token_ids
-            if may_end or request.constraint is not None:
-                reason = request.end_reason()
-                if reason is not None:
-                    self._end(request, reason, now_s)
-            stop_token_id = token_id if reason == "stop" and token_id in request.stop_token_ids else None
-            output = (request, request.sample_index, token_id, logprobs, prompt_logprobs, reason, stop_token_id, None)
-            outputs.append(new_output(TokenOutput, output))
+        failed = self._end_failed(step.requests, schedule, result, now_s)
+        outputs = StepOutputs(failed, step.rows.decodes, result)
+        self._in_flight.land()
+        self._take_decodes(step, result, outputs, now_s)
+        for place, row in enumerate(step.rows.others, len(step.rows.decodes)):
+            if not step.requests[place].is_finished:
+                self._take_prefill(step.requests[place], row, place, result, outputs, now_s)
         self._queues.free_rested_slots()
-        outputs += self._end_guilty(self.suspects.succeeded(requests, outputs), now_s)
+        outputs.add(*self._end_guilty(self.suspects.succeeded(step.requests, outputs), now_s))
         return outputs
 
     def fail_step(self, schedule: Schedule, now_s: float = 0.0) -> list[TokenOutput] | None:
@@ -310,44 +287,54 @@ class Scheduler:
                 request.first_scheduled_s = now_s
                 request.num_prefix_hit_tokens = request.num_computed_tokens
 
-    def _advance(self, chunks: Sequence[tuple[Request, int]], admitted: Container[Request]) -> tuple[ScheduledRow, ...]:
-        """Advance each request by its chunk. Returns: the rows. The one loop over all rows of a step: kept free of calls."""
-        rows: list[ScheduledRow] = []
-        new_row, has_admitted = tuple.__new__, bool(admitted)
-        for request, num_chunk_tokens in chunks:
-            start, num_tokens, slot = request.num_computed_tokens, request.num_tokens, request.batch_slot
-            end = start + num_chunk_tokens
-            assert slot is not None and start < end <= num_tokens, (
-                f"{num_chunk_tokens} tokens are planned of {request!r}"
-            )
-            if end > request.num_reserved_tokens:
-                self.kv_pages.reserve(request, end)
-            does_sample = end == num_tokens
-            is_first = has_admitted and request in admitted
-            row = (
-                request.request_id,
-                start,
-                num_chunk_tokens,
-                None if request.num_pending_tokens else request.token_ids[start:end],
-                request.block_table,
-                slot,
-                does_sample,
-                is_first,
-                request.token_ids[:start] if is_first else (),
-                request.num_prompt_tokens,
-                num_tokens - request.num_prompt_tokens,
-                request.sampling,
-                request.seed,
-                None if does_sample else request.token_ids[end],
-                None if request.constraint is None or not does_sample else request.token_mask(),
-            )
-            rows.append(new_row(ScheduledRow, row))
-            request.num_computed_tokens = end
-            request.num_in_flight_rows += 1
-            if does_sample:
-                request.num_tokens = num_tokens + 1
-                request.num_pending_tokens += 1
-        return tuple(rows)
+    def _take_decodes(self, step: Step, result: StepResult, outputs: StepOutputs, now_s: float) -> None:
+        """Give each decode its token. The one loop over all decodes of a step: kept free of calls for those that just go on."""
+        decodes, finished, apart = step.rows.decodes, RequestState.FINISHED, set(step.crossings)
+        for place, (request, token_id) in enumerate(zip(decodes, result.token_ids, strict=False)):
+            if request.state is finished:
+                outputs.drop(place)
+                continue
+            request.token_ids.append(token_id)
+            if token_id in request.stop_token_ids or request.constraint is not None:
+                apart.add(place)
+        for place in sorted(apart - outputs.dropped):
+            self._register(decodes[place], step.rows.decode_starts[place] + 1)
+            reason = self._end_if_due(decodes[place], now_s)
+            if reason is not None:
+                outputs.end(place, reason)
+
+    def _take_prefill(
+        self, request: Request, row: ScheduledRow, place: int, result: StepResult, outputs: StepOutputs, now_s: float
+    ) -> None:
+        """Take in a chunk, and its token if it was the last one."""
+        self._register(request, row.start + row.num_tokens)
+        given = result.prompt_logprobs[place] if result.prompt_logprobs else None
+        prompt_logprobs = new_prompt_logprobs(request, row, given) if given else None
+        if not row.does_sample:
+            if prompt_logprobs:
+                outputs.add(TokenOutput(request, request.sample_index, None, None, prompt_logprobs))
+            return
+        if request.first_token_s is None or request.parked_samples:
+            self._take_first_token(request, now_s)
+        token_id, logprobs = result.token_ids[place], result.logprobs[place] if result.logprobs else None
+        request.token_ids.append(token_id)
+        reason = self._end_if_due(request, now_s)
+        stop_token_id = stop_token(request, token_id, reason)
+        outputs.add(
+            TokenOutput(request, request.sample_index, token_id, logprobs, prompt_logprobs, reason, stop_token_id)
+        )
+
+    def _register(self, request: Request, num_tokens: int) -> None:
+        """So many tokens of it are computed by now: the cache is told of pages that are full."""
+        if num_tokens >= request.next_block_end:
+            self.kv_pages.register(request, num_tokens)
+
+    def _end_if_due(self, request: Request, now_s: float) -> FinishReason | None:
+        """End a request whose newest token is its last. Returns: why."""
+        reason = request.end_reason()
+        if reason is not None:
+            self._end(request, reason, now_s)
+        return reason
 
     def _end_failed(
         self, requests: Sequence[Request], schedule: Schedule, result: StepResult, now_s: float
@@ -379,11 +366,14 @@ class Scheduler:
     def _preempt(self, request: Request) -> None:
         request.num_preemptions += 1
         self._newly_preempted.append(request.request_id)
+        self._in_flight.stops(request)
         self._queues.stop(request)
         self.kv_pages.release(request)
 
     def _end(self, request: Request, reason: FinishReason, now_s: float) -> None:
         """The one way out, from any state."""
+        if request.state is RequestState.RUNNING:
+            self._in_flight.stops(request)
         self._queues.leave(request)
         self.suspects.left(request)
         self.kv_pages.release(request)

@@ -19,6 +19,7 @@ import numpy as np
 from sarathi_jax.config import TOKEN_TILE
 from sarathi_jax.errors import ConfigError
 from sarathi_jax.scheduling.schedule import Schedule
+from sarathi_jax.scheduling.step_rows import chunk_rows, decode_starts
 
 if TYPE_CHECKING:
     from sarathi_jax.scheduling.step_profile import StepProfile, StepSample
@@ -51,13 +52,11 @@ class StepLoad(NamedTuple):
 
 def load_of(schedule: Schedule) -> StepLoad:
     """What a schedule comes to."""
-    rows, num_decodes = schedule.rows, schedule.num_decode_rows
-    context, pairs = num_decodes, 0.0
-    for row in rows[:num_decodes]:
-        context += row.start
-    for row in rows[num_decodes:]:
+    num_decodes, pairs = schedule.num_decode_rows, 0.0
+    for row in chunk_rows(schedule):
         pairs += row.num_tokens * (row.start + row.num_tokens / 2)
-    return StepLoad(schedule.num_tokens, len(rows), num_decodes, context, pairs)
+    context = sum(decode_starts(schedule)) + num_decodes
+    return StepLoad(schedule.num_tokens, len(schedule.rows), num_decodes, context, pairs)
 
 
 class StepTimes(Protocol):

@@ -3,17 +3,32 @@
 from collections import deque
 from collections.abc import Sequence, Set
 from itertools import islice
+from typing import NamedTuple
 
 from sarathi_jax.scheduling.request import Request
 from sarathi_jax.scheduling.schedule import Schedule
+from sarathi_jax.scheduling.step_rows import StepRows
+
+
+class Step(NamedTuple):
+    """A step in flight.
+
+    requests, crossings: as in `Advance`.
+    """
+
+    schedule: Schedule
+    rows: StepRows
+    requests: Sequence[Request]
+    crossings: Sequence[int]
 
 
 class StepsInFlight:
-    """Steps in the order in which they were scheduled, each with the requests of its rows."""
+    """Steps in the order in which they were scheduled. Says which requests have rows in them that stopped running (`Request.num_late_rows`)."""
 
     def __init__(self) -> None:
-        self._steps: deque[tuple[Schedule, Sequence[Request]]] = deque()
+        self._steps: deque[Step] = deque()
         self._lost: set[int] = set()
+        self._num_late_rows = 0
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -21,14 +36,24 @@ class StepsInFlight:
     @property
     def requests(self) -> list[Sequence[Request]]:
         """Of each step."""
-        return [requests for _, requests in self._steps]
+        return [step.requests for step in self._steps]
 
     def newest(self, count: int) -> Set[Request]:
         """Requests of so many of the newest steps."""
-        return {request for _, requests in islice(reversed(self._steps), count) for request in requests}
+        steps = list(islice(reversed(self._steps), count))
+        return set().union(*[step.requests for step in steps])
 
-    def add(self, schedule: Schedule, requests: Sequence[Request]) -> None:
-        self._steps.append((schedule, requests))
+    def holds(self, request: Request) -> bool:
+        """Whether a row of this one is in flight."""
+        return any(request in step.requests for step in self._steps)
+
+    def add(self, step: Step) -> None:
+        self._steps.append(step)
+
+    def stops(self, request: Request) -> None:
+        """A request that runs is about to stop; its rows in flight are late from now on."""
+        request.num_late_rows = sum([request in step.requests for step in self._steps])
+        self._num_late_rows += request.num_late_rows
 
     def was_lost(self, schedule: Schedule) -> bool:
         """Whether the step was given up before; it is asked about once."""
@@ -36,21 +61,29 @@ class StepsInFlight:
         self._lost.discard(schedule.step)
         return is_lost
 
-    def land(self, schedule: Schedule) -> Sequence[Request]:
-        """The oldest step has completed. Returns: its rows' requests."""
-        assert self._steps and self._steps[0][0] is schedule, (
+    def oldest(self, schedule: Schedule) -> Step:
+        """The step that completes now. Raises: AssertionError if it is another one's turn."""
+        assert self._steps and self._steps[0].schedule is schedule, (
             f"step {schedule.step} is not the oldest one in flight: results are taken once, in order"
         )
-        return self._steps.popleft()[1]
+        return self._steps[0]
+
+    def land(self) -> None:
+        """The oldest step has completed."""
+        step = self._steps.popleft()
+        if self._num_late_rows:
+            late = [request for request in step.requests if request.num_late_rows]
+            self._num_late_rows -= len(late)
+            for request in late:
+                request.num_late_rows -= 1
 
     def give_up(self, failed: Schedule) -> list[Request]:
         """A step failed: it and all others are lost, with what they would have sampled. Returns: who was in them."""
-        assert any(schedule is failed for schedule, _ in self._steps), f"step {failed.step} is not in flight"
-        for schedule, requests in self._steps:
-            if schedule is not failed:
-                self._lost.add(schedule.step)
-            for request in requests:
-                request.forget_pending()
-        lost = dict.fromkeys(request for _, requests in self._steps for request in requests)
+        assert any(step.schedule is failed for step in self._steps), f"step {failed.step} is not in flight"
+        self._lost |= {step.schedule.step for step in self._steps if step.schedule is not failed}
+        lost = list(dict.fromkeys(request for step in self._steps for request in step.requests))
+        for request in lost:
+            request.forget_pending()
         self._steps.clear()
-        return list(lost)
+        self._num_late_rows = 0
+        return lost

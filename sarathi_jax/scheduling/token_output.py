@@ -1,10 +1,12 @@
 """What a completed step brings one request."""
 
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from itertools import repeat
+from typing import NamedTuple, overload
 
 from sarathi_jax.outputs import Fault, FinishReason, TokenLogprobs
 from sarathi_jax.scheduling.request import Request
-from sarathi_jax.scheduling.schedule import ScheduledRow
+from sarathi_jax.scheduling.schedule import ScheduledRow, StepResult
 
 
 class TokenOutput(NamedTuple):
@@ -25,6 +27,87 @@ class TokenOutput(NamedTuple):
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
     fault: Fault | None = None
+
+
+class StepOutputs(Sequence[TokenOutput]):
+    """What a completed step brings, in the order of its rows. What decodes get that just go on becomes a `TokenOutput` when it is looked at: a simulator does not.
+
+    Args:
+      failed: of requests that ended because their row was of no use. decodes: the first requests of the step's result.
+
+    dropped: places of decodes that had ended before.
+    """
+
+    def __init__(self, failed: Sequence[TokenOutput], decodes: Sequence[Request], result: StepResult) -> None:
+        self.dropped: set[int] = set()
+        self._failed = failed
+        self._decodes = decodes
+        self._result = result
+        self._ended: dict[int, TokenOutput] = {}
+        self._others: list[TokenOutput] = []
+
+    @property
+    def receivers(self) -> Sequence[Request]:
+        """Requests that got a token."""
+        decodes = self._decodes
+        if self.dropped:
+            decodes = [request for place, request in enumerate(decodes) if place not in self.dropped]
+        others = [output.request for output in self._others if output.token_id is not None]
+        return [*decodes, *others] if others else decodes
+
+    @property
+    def ended(self) -> Sequence[TokenOutput]:
+        """Of requests that ended with this step."""
+        others = [output for output in self._others if output.finish_reason is not None]
+        return [*self._failed, *self._ended.values(), *others]
+
+    def drop(self, place: int) -> None:
+        """This decode's token is nobody's."""
+        self.dropped.add(place)
+
+    def end(self, place: int, reason: FinishReason) -> None:
+        """This decode's token is its last. To be told in the order of rows."""
+        self._ended[place] = self._decode(place)._replace(
+            finish_reason=reason, stop_token_id=stop_token(self._decodes[place], self._result.token_ids[place], reason)
+        )
+
+    def add(self, *outputs: TokenOutput) -> None:
+        """Of rows that follow the decodes, and of what follows from all."""
+        self._others += outputs
+
+    def __len__(self) -> int:
+        return len(self._failed) + len(self._decodes) - len(self.dropped) + len(self._others)
+
+    @overload
+    def __getitem__(self, index: int) -> TokenOutput: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[TokenOutput]: ...
+    def __getitem__(self, index: int | slice) -> TokenOutput | Sequence[TokenOutput]:
+        return list(self)[index]
+
+    def __iter__(self) -> Iterator[TokenOutput]:
+        yield from self._failed
+        new_output, ended, dropped = tuple.__new__, self._ended, self.dropped
+        logprobs = self._result.logprobs or repeat(None)
+        columns = zip(self._decodes, self._result.token_ids, logprobs, strict=False)
+        for place, (request, token_id, each_logprobs) in enumerate(columns):
+            if place in ended:
+                yield ended[place]
+            elif place not in dropped:
+                output = (request, request.sample_index, token_id, each_logprobs, None, None, None, None)
+                yield new_output(TokenOutput, output)
+        yield from self._others
+
+    def _decode(self, place: int) -> TokenOutput:
+        request, logprobs = self._decodes[place], self._result.logprobs
+        return TokenOutput(
+            request, request.sample_index, self._result.token_ids[place], logprobs[place] if logprobs else None
+        )
+
+
+def stop_token(request: Request, token_id: int, reason: FinishReason | None) -> int | None:
+    """The token that ended the output, if one did."""
+    return token_id if reason == "stop" and token_id in request.stop_token_ids else None
 
 
 def ended_by(request: Request, fault: Fault) -> TokenOutput:

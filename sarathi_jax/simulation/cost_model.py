@@ -128,12 +128,9 @@ class CostModel:
             )
         if num_rows not in by_rows:
             by_rows[num_rows] = self._head(num_rows).seconds
+        attention_s = {window: self._chunks_s(work, window) + self._decodes_s(work, window) for window in self._windows}
         seconds = [
-            alone
-            + sum(
-                count * (self._chunks_s(work, window) + self._decodes_s(work, window))
-                for (window, _), count in kinds.items()
-            )
+            alone + sum([count * attention_s[window] for (window, _), count in kinds.items()])
             for alone, kinds in zip(by_tokens[num_tokens], self._kinds, strict=True)
         ]
         seconds[last] += by_rows[num_rows]
@@ -177,6 +174,11 @@ class CostModel:
         starts = range(0, self.model.num_layers, num_layers)
         return [Counter(map(self.model.kind, range(start, start + num_layers))) for start in starts]
 
+    @cached_property
+    def _windows(self) -> set[int | None]:
+        """Of any layer."""
+        return {window for kinds in self._kinds for window, _ in kinds}
+
     def _size(self, axes: Axes) -> int:
         return self.placement.size(axes)
 
@@ -208,7 +210,7 @@ class CostModel:
 
     # ---- products ----
 
-    @property
+    @cached_property
     def _kv_heads(self) -> int:
         """On one device: heads fewer than devices are repeated."""
         return max(self.model.num_kv_heads // self._size(self.cuts.kv_heads), 1)
@@ -290,7 +292,7 @@ class CostModel:
         """In one token's queries on one device: 4 operations each for every pair of a query and a key."""
         return self.model.num_heads * self.model.head_dim / self._size(self.cuts.heads)
 
-    @property
+    @cached_property
     def _kv_layer_bytes(self) -> int:
         return self._kv_heads * self.model.kv_token_bytes
 

@@ -1,6 +1,7 @@
 """A simulated run: requests arrive, the production scheduler and the engine's loop serve them on a virtual clock, and when each token came is kept."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Protocol, cast
 
 from sarathi_jax.clock import VirtualClock
@@ -9,7 +10,7 @@ from sarathi_jax.sampling_params import SamplingParams
 from sarathi_jax.scheduling.request import Request
 from sarathi_jax.scheduling.schedule import ScheduledRow
 from sarathi_jax.scheduling.service_levels import INTERACTIVE
-from sarathi_jax.scheduling.token_output import TokenOutput
+from sarathi_jax.scheduling.token_output import StepOutputs, TokenOutput
 from sarathi_jax.simulation.arrivals import ArrivalQueue
 from sarathi_jax.simulation.deployment import Deployment
 from sarathi_jax.simulation.results import RequestTimes, SimulationResult
@@ -26,6 +27,11 @@ class Judge(Protocol):
         ...
 
 
+@lru_cache(maxsize=8192)
+def _sampling(num_output_tokens: int) -> SamplingParams:
+    return SamplingParams(temperature=0.0, max_tokens=num_output_tokens, ignore_eos=True)
+
+
 class SimulatedRequest(Request):
     """A request that remembers when its tokens came."""
 
@@ -33,7 +39,7 @@ class SimulatedRequest(Request):
 
     def __init__(self, place: int, shape: RequestShape, prompt: Sequence[int], arrival_s: float) -> None:
         length = shape.num_output_tokens
-        sampling = SamplingParams(temperature=0.0, max_tokens=length, ignore_eos=True)
+        sampling = _sampling(length)
         super().__init__(
             str(place),
             prompt,
@@ -169,12 +175,13 @@ class _Run:
         self._clock.advance(max(time_s - self._clock.now(), 0.0))
 
     def _take(self, outputs: Sequence[TokenOutput]) -> None:
+        if not isinstance(outputs, StepOutputs):
+            return  # nothing came
         now_s = self._loop.completed_s
-        requests = cast("list[SimulatedRequest]", [output[0] for output in outputs])
-        for request in requests:
+        for request in cast("Sequence[SimulatedRequest]", outputs.receivers):
             request.token_times_s.append(now_s)
-        for request in requests:
-            if request.finish_reason is not None:
-                self._arrivals.end(int(request.request_id), now_s)
-                if self._judge is not None:
-                    self._is_decided |= self._judge.is_decided(now_s, self._arrived, request)
+        for output in outputs.ended:
+            request = cast("SimulatedRequest", output.request)
+            self._arrivals.end(int(request.request_id), now_s)
+            if self._judge is not None:
+                self._is_decided |= self._judge.is_decided(now_s, self._arrived, request)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from sarathi_jax.errors import ConfigError
 from sarathi_jax.scheduling.schedule import Schedule
+from sarathi_jax.scheduling.step_rows import chunk_rows, decode_starts
 
 
 class ChunkWork(NamedTuple):
@@ -79,6 +80,6 @@ def prefill_work(num_tokens: int, num_cached_tokens: int = 0) -> StepWork:
 def scheduled_work(schedule: Schedule) -> StepWork:
     """What a schedule's rows come to: rows of one token are decodes, whatever their request calls them."""
     num_decodes = schedule.num_decode_rows
-    context = sum([row.start for row in schedule.rows[:num_decodes]]) + num_decodes
-    chunks = tuple([ChunkWork(row.start, row.num_tokens) for row in schedule.rows[num_decodes:]])
+    context = sum(decode_starts(schedule)) + num_decodes
+    chunks = tuple([ChunkWork(row.start, row.num_tokens) for row in chunk_rows(schedule)])
     return StepWork(chunks, num_decodes, context)

@@ -97,7 +97,7 @@ class Stepper:
 
     def complete(self, schedule: Schedule, token_id: int = 7, **result: Any) -> list[TokenOutput]:
         done = replace(StepResult([token_id] * len(schedule.rows)), **result)
-        outputs = self.scheduler.complete(schedule, done, 0.0)
+        outputs = list(self.scheduler.complete(schedule, done, 0.0))
         self.scheduler.check_integrity()
         return outputs
 

@@ -41,18 +41,19 @@ class PlanRound:
         self._num_reserved_tokens = limits.max_model_len if does_reserve_max_len else 0
         self._num_watermark_pages = 0 if does_reserve_max_len else limits.num_watermark_pages
         self._has_prefill = False
-        self._chunks: list[tuple[Request, int]] = []
+        self._decodes: list[Request] = []
+        self._prefills: list[tuple[Request, int]] = []
         self._admitted: list[Request] = []
 
     @property
     def is_empty(self) -> bool:
         """Whether the step has no chunk yet."""
-        return not self._chunks
+        return not self._decodes and not self._prefills
 
     @property
     def decodes(self) -> list[Request]:
-        """Those that were added; before anything else is."""
-        return [request for request, _ in self._chunks]
+        """Those that were added."""
+        return self._decodes
 
     @property
     def may_admit(self) -> bool:
@@ -61,40 +62,58 @@ class PlanRound:
         return self._num_kept == len(self._view.running) and self._num_free_slots > 0 and self._pages.num_available > 0
 
     def limit_tokens(self, num_tokens: int) -> None:
-        """Let the step hold at most so many tokens, those included that it has already."""
-        self._num_tokens_left = min(self._num_tokens_left, num_tokens - len(self._chunks))
+        """Let the step hold at most so many tokens, the decodes' included; before prefills are added."""
+        self._num_tokens_left = min(self._num_tokens_left, num_tokens - len(self._decodes))
 
     def plan(self) -> Plan:
         preempted = self._running[self._num_kept :][::-1]
         if self._victims:
             preempted = sorted((*preempted, *self._victims), key=lambda request: request.order, reverse=True)
-        return Plan(self._chunks, self._admitted, preempted, self._num_reserved_tokens, self._has_prefill)
+        return Plan(
+            self._prefills, self._admitted, preempted, self._num_reserved_tokens, self._has_prefill, self._decodes
+        )
 
     def add_decodes(self) -> list[Request]:
         """One token for every decode. Returns: running requests that still read their prompt."""
-        running, prefilling, under_way = self._running, [], self._view.under_way
-        chunks, max_decodes = self._chunks, self._max_decodes()
-        for index, request in enumerate(running):
+        running, decodes, prefilling, place = self._running, self._decodes, list[Request](), 0
+        # Only these need a look: they read, need a page, or have their last token in flight. All between them just go on.
+        apart = [index for index, each in enumerate(running) if each.num_computed_tokens >= each.smooth_until]
+        max_decodes = self._max_decodes(apart)
+        for index in apart:
+            request = running[index]
+            decodes += self._not_under_way(running[place:index])
+            place = index + 1
             if index >= self._num_kept:
                 break
-            if under_way and request in under_way:
+            if request in self._view.under_way:
                 continue
             if request.num_computed_tokens < request.num_prefill_tokens:
                 prefilling.append(request)
-            elif request.num_tokens >= request.max_num_tokens or len(chunks) >= max_decodes:
+            elif request.num_tokens >= request.max_num_tokens or len(decodes) >= max_decodes:
                 continue  # its last token is in flight, or it is another microbatch's
             elif request.num_computed_tokens < request.num_reserved_tokens or self._found_page(running, index):
-                chunks.append((request, 1))
-        self._num_tokens_left -= len(chunks)
+                decodes.append(request)
+        decodes += self._not_under_way(running[place:])
+        if self._num_kept < len(running):
+            gone = set(running[self._num_kept :])
+            decodes[:] = [request for request in decodes if request not in gone]
+        del decodes[max_decodes:]
+        self._num_tokens_left -= len(decodes)
         return prefilling
 
-    def _max_decodes(self) -> int:
-        """Decodes of one step: all, or in a pipeline an even share for each microbatch, so that none holds up the others."""
+    def _max_decodes(self, apart: Sequence[int]) -> int:
+        """Decodes of one step: all, or in a pipeline an even share for each microbatch, so that none holds up the others. apart: those that may be none."""
         num_microbatches, budget = self._limits.num_microbatches, self._limits.token_budget
         if num_microbatches == 1:
             return budget
-        num_decodes = sum(not each.is_prefilling and each.num_remaining_tokens > 0 for each in self._running)
-        return min(-(-num_decodes // num_microbatches), budget)
+        running = self._running
+        others = [running[index] for index in apart]
+        num_others = sum([each.is_prefilling or each.num_remaining_tokens == 0 for each in others])
+        return min(-(-(len(running) - num_others) // num_microbatches), budget)
+
+    def _not_under_way(self, requests: Sequence[Request]) -> Sequence[Request]:
+        under_way = self._view.under_way
+        return [request for request in requests if request not in under_way] if under_way else requests
 
     def _found_page(self, running: Sequence[Request], index: int) -> bool:
         """Take a page for the decode at `index`, preempting from the last one on. Returns: False if it had to go itself."""
@@ -148,7 +167,7 @@ class PlanRound:
         has_company = self._num_kept or self._admitted
         num_free_pages = self._pages.num_available - (self._num_watermark_pages if has_company else 0)
         # At least one page is new, whatever is cached: a full pool spares looking for a long prompt's pages at every step.
-        if request.num_in_flight_rows or num_free_pages < 1:
+        if request.num_late_rows or num_free_pages < 1:
             return False
         prefix = self._view.find_prefix(request)
         num_remaining_tokens = request.num_tokens - len(prefix) * self._limits.page_size
@@ -179,6 +198,6 @@ class PlanRound:
         num_tokens = self._chunk_tokens(num_remaining_tokens)
         self._num_partial_prefills += num_tokens < num_remaining_tokens
         if num_tokens > 0:
-            self._chunks.append((request, num_tokens))
+            self._prefills.append((request, num_tokens))
             self._num_tokens_left -= num_tokens
             self._has_prefill = True

@@ -340,7 +340,7 @@ class World:
         view = self.scheduler.view(self.now_s)
         # Whose turn it is where it does not go by arrival is not known here: the longest fits no sooner than it.
         heads = list(view.waiting)[: 1 if self.claims.is_by_arrival else None]
-        if any(each.num_in_flight_rows for each in heads) or limits.max_num_partial_prefills is not None or not heads:
+        if any(each.num_late_rows for each in heads) or limits.max_num_partial_prefills is not None or not heads:
             return
         head = max(heads, key=lambda each: each.num_tokens)
         if not view.was_prefill and (self.claims.has_turns or self.claims.is_closed):
