@@ -10,7 +10,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sarathi_jax.clock import Clock
 from sarathi_jax.engine.executor import Executor, StepHandle
@@ -26,8 +26,7 @@ MAX_RECORDS = 65536
 MAX_STEPS_WITHOUT_SENSE = 3  # in a row
 
 
-@dataclass(frozen=True, slots=True)
-class StepInFlight:
+class StepInFlight(NamedTuple):
     """A step that was dispatched and not read."""
 
     schedule: Schedule

@@ -1,15 +1,14 @@
 """What each step did: the raw material of benchmarks, timelines and explanations. No text and no tokens in it."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sarathi_jax.engine.executor import StepShape
 from sarathi_jax.scheduling.schedule import Schedule
 from sarathi_jax.scheduling.step_rows import num_grown_outputs
 
 
-@dataclass(frozen=True, slots=True)
-class StepRecord:
+class StepRecord(NamedTuple):
     """One step. Times are the engine clock's.
 
     start_s: when scheduling it began. end_s: when its tokens were on the host. With the overlapped loop, the next step starts before this one ends.

@@ -4,8 +4,7 @@ A policy may read requests; only the scheduler changes them.
 """
 
 from collections.abc import Iterable, Sequence, Set
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from sarathi_jax.scheduling.kv_pages import KVPages
 from sarathi_jax.scheduling.limits import SchedulerLimits
@@ -14,8 +13,7 @@ from sarathi_jax.scheduling.schedule import Schedule
 from sarathi_jax.scheduling.waiting_queue import WaitingQueue
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """What the next step does.
 
     decodes: running requests that have read all they had, and get one token more. prefills: (request, number of its tokens to compute) of all others. Both in the

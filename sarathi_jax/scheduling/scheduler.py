@@ -218,8 +218,10 @@ class Scheduler:
         assert num_tokens <= self.limits.token_budget, (
             f"the policy planned {num_tokens} tokens, over the budget of {self.limits.token_budget}"
         )
+        # Who is in a microbatch under way is in no plan, so that only steps beyond those leave tokens pending.
+        may_be_pending = len(in_flight) >= self.limits.num_microbatches
         rows, requests, crossings = advance(
-            plan, self.kv_pages, may_be_pending=len(in_flight) > 0, may_be_constrained=bool(self._constrained)
+            plan, self.kv_pages, may_be_pending=may_be_pending, may_be_constrained=bool(self._constrained)
         )
         schedule = Schedule(self._num_steps, rows, num_tokens, plan.num_short, tuple(self._newly_preempted))
         self._num_steps += 1
@@ -246,7 +248,9 @@ class Scheduler:
             if not step.requests[place].is_finished:
                 self._take_prefill(step.requests[place], row, place, result, outputs, now_s)
         self._queues.free_rested_slots()
-        outputs.add(*self._end_guilty(self.suspects.succeeded(step.requests, outputs), now_s))
+        guilty = self.suspects.succeeded(step.requests, outputs)
+        if guilty:
+            outputs.add(*self._end_guilty(guilty, now_s))
         return outputs
 
     def fail_step(self, schedule: Schedule, now_s: float = 0.0) -> list[TokenOutput] | None:

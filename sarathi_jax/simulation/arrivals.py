@@ -87,12 +87,15 @@ class ArrivalQueue:
     A run goes on while the queue holds somebody or the engine works: rounds that wait for an end are not held yet, and those after one that was refused or
     aborted never come.
 
-    shapes: in any order."""
+    shapes: in any order.
+
+    next_arrival_s: infinity if nobody is on the way."""
 
     def __init__(self, shapes: Sequence[RequestShape]) -> None:
         self._shapes = shapes
         self._arrivals = [(shape.arrival_s, place) for place, shape in enumerate(shapes) if shape.after is None]
         heapq.heapify(self._arrivals)
+        self._look()
         self._next_rounds: defaultdict[int, list[int]] = defaultdict(list)
         for place, shape in enumerate(shapes):
             if shape.after is not None:
@@ -101,17 +104,18 @@ class ArrivalQueue:
     def __len__(self) -> int:
         return len(self._arrivals)
 
-    @property
-    def next_arrival_s(self) -> float:
-        """Infinity if nobody is on the way."""
-        return self._arrivals[0][0] if self._arrivals else float("inf")
-
     def pop(self) -> tuple[float, int]:
         """Take the next one out. Returns: seconds at which it arrives, and its place in the workload. Raises: IndexError if there is none."""
-        return heapq.heappop(self._arrivals)
+        arrival = heapq.heappop(self._arrivals)
+        self._look()
+        return arrival
 
     def end(self, place: int, now_s: float) -> None:
         """The last token of a request came: the next round arrives after its pause, and not before its own time."""
         for follower in self._next_rounds.pop(place, ()):
             shape = self._shapes[follower]
             heapq.heappush(self._arrivals, (max(shape.arrival_s, now_s + shape.think_s), follower))
+            self._look()
+
+    def _look(self) -> None:
+        self.next_arrival_s = self._arrivals[0][0] if self._arrivals else float("inf")

@@ -120,10 +120,11 @@ class _Run:
             elif loop.is_idle:
                 self._advance_to(self._arrivals.next_arrival_s)
             elif not self._must_wait_for_stage():
+                # With nothing in flight a step is begun; nobody arrives before it is done if it is the only one that may be.
                 num_before = loop.num_in_flight
-                if scheduler.has_unfinished:
-                    self._take(loop.step(does_wait=False))
-                if loop.num_in_flight == num_before:  # nothing that is here can run now
+                if scheduler.has_unfinished and (outputs := loop.step(does_wait=not num_before)):
+                    self._take(outputs)
+                if num_before and loop.num_in_flight == num_before:  # nothing that is here can run now
                     self._wait()
         return SimulationResult(
             [request.times() for request in self._arrived],
@@ -149,8 +150,7 @@ class _Run:
 
     def _must_wait_for_stage(self) -> bool:
         """Wait for the first stage, taking in what is done before. Returns: False if it is free now."""
-        free_s = self._pipeline.free_s
-        if not self._does_wait_for_stage or free_s <= self._clock.now():
+        if not self._does_wait_for_stage or (free_s := self._pipeline.free_s) <= self._clock.now():
             return False
         done_s = self._executor.oldest_done_s
         if done_s is not None and done_s <= free_s:

@@ -4,6 +4,7 @@ workload says they are."""
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from sarathi_jax.clock import VirtualClock
 from sarathi_jax.scheduling.schedule import Schedule, ScheduledRow, StepResult
@@ -23,6 +24,9 @@ class SimulatedShape:
     num_tokens: int
     num_rows: int
     name: str = "simulated"
+
+
+simulated_shape = lru_cache(maxsize=4096)(SimulatedShape)  # of every step: few are different
 
 
 class SimulatedExecutor:
@@ -96,7 +100,7 @@ class SimulatedHandle:
 
     @property
     def bucket(self) -> SimulatedShape:
-        return SimulatedShape(self._schedule.num_tokens, len(self._schedule.rows))
+        return simulated_shape(self._schedule.num_tokens, len(self._schedule.rows))
 
     def is_ready(self) -> bool:
         return self._executor.pipeline.done_s(self._passage) <= self._executor.clock.now()

@@ -43,12 +43,12 @@ class StepWork:
     decode_context: int = 0
 
     def __post_init__(self) -> None:
-        if min((self.num_decodes, self.decode_context, *(number for chunk in self.chunks for number in chunk))) < 0:
+        if self.num_decodes < 0 or self.decode_context < 0 or (self.chunks and min(map(min, self.chunks)) < 0):
             raise ConfigError(f"counts of tokens must not be negative, got {self}: correct them.")
 
     @property
     def num_tokens(self) -> int:
-        return self.num_decodes + sum(chunk.num_new_tokens for chunk in self.chunks)
+        return self.num_decodes + sum([chunk.num_new_tokens for chunk in self.chunks])
 
     @property
     def num_rows(self) -> int:

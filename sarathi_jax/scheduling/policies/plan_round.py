@@ -39,7 +39,6 @@ class PlanRound:
         self._num_partial_prefills = 0
         self._does_split_prompts = does_split_prompts
         self._num_reserved_tokens = limits.max_model_len if does_reserve_max_len else 0
-        self._num_watermark_pages = 0 if does_reserve_max_len else limits.num_watermark_pages
         self._has_prefill = False
         self._decodes: list[Request] = []
         self._prefills: list[tuple[Request, int]] = []
@@ -164,8 +163,8 @@ class PlanRound:
     def _admit(self, request: Request) -> bool:
         """Plan a waiting request's first chunk if it may run and fits. Returns: whether it does."""
         # Nothing running: nobody needs room to grow, and a request of the pool's size has to get in some time.
-        has_company = self._num_kept or self._admitted
-        num_free_pages = self._pages.num_available - (self._num_watermark_pages if has_company else 0)
+        needs_watermark = (self._num_kept or self._admitted) and not self._num_reserved_tokens
+        num_free_pages = self._pages.num_available - (self._limits.num_watermark_pages if needs_watermark else 0)
         # At least one page is new, whatever is cached: a full pool spares looking for a long prompt's pages at every step.
         if request.num_late_rows or num_free_pages < 1:
             return False
