@@ -1,5 +1,6 @@
 """Capacities of Sarathi-Serve's evaluation (arXiv 2403.02310, figures 10 to 13): what each scheduler serves in each cell, and whether the paper's statements hold there."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -20,7 +21,7 @@ from sarathi_jax.lab.paper_setup import (
     shape_of,
     tbt_slo_s,
 )
-from sarathi_jax.simulation.capacity import Criterion, search_capacity
+from sarathi_jax.simulation.capacity import Criterion, KnownTrials, search_capacity
 from sarathi_jax.simulation.lengths import FITTED
 from sarathi_jax.simulation.model_shape import ModelShape
 from sarathi_jax.simulation.processes import in_processes
@@ -41,6 +42,11 @@ class Task:
     num_requests: int
     shape: ModelShape
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def engine(self) -> tuple[object, ...]:
+        """What is the same for tasks that differ in nothing but the SLO."""
+        return self.model, self.lengths, self.policy, self.num_requests, repr(sorted(self.options.items()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +78,7 @@ class Check:
 def grid_tasks(num_requests: int, only_models: Sequence[str] | None = None) -> list[Task]:
     """The sixteen cells for three schedulers, and what figures 12 and 13 have beside them; the longest ones first. only_models: of these alone."""
     tasks = [task for task in _all_tasks(num_requests) if only_models is None or task.model in only_models]
-    return sorted(tasks, key=lambda task: (task.policy != "sarathi", num_stages(task.model) == 1))
+    return sorted(tasks, key=lambda task: (task.policy == "sarathi", num_stages(task.model) == 1))
 
 
 def _all_tasks(num_requests: int) -> list[Task]:
@@ -131,19 +137,40 @@ def _budget(policy: str, model: str, slo: str) -> dict[str, Any]:
     return {"token_budget": paper_budget(model, slo)} if policy == "sarathi" else {}
 
 
-def search(task: Task) -> Row:
-    """The capacity of one task."""
+def search(task: Task, known: KnownTrials | None = None) -> Row:
+    """The capacity of one task. known: trials of the same engine under the same load."""
     engine = deploy(task.model, task.lengths, task.policy, shape=task.shape, **task.options)
     criterion = Criterion(tbt_slo_s=tbt_slo_s(task.model, task.slo))
     guess = paper()["models"][task.model]["guess_per_s"]
     guess *= {"sharegpt": 1.0, "arxiv": 0.35}[task.lengths] * {"sarathi": 1.0, "vllm": 0.4, "orca": 0.3}[task.policy]
-    found = search_capacity(engine, load(task.lengths, task.num_requests), criterion, guess=guess)
+    found = search_capacity(engine, load(task.lengths, task.num_requests), criterion, guess=guess, known=known)
     return Row(task.model, task.lengths, task.slo, task.label, found.requests_per_s, found.at, len(found.trials))
+
+
+def search_alike(tasks: Sequence[Task]) -> list[Row]:
+    """The capacities of one engine under one load for several SLOs: the laxest first, whose trials tell most about the others."""
+    known, rows = KnownTrials(), dict[int, Row]()
+    for place in sorted(range(len(tasks)), key=lambda place: -tbt_slo_s(tasks[place].model, tasks[place].slo)):
+        rows[place] = search(tasks[place], known)
+    return [rows[place] for place in range(len(tasks))]
 
 
 def run_grid(tasks: Sequence[Task], *, num_processes: int, on_done: Callable[[int, Row], None] | None = None) -> "Grid":
     """All of it. on_done: told of each task's number and row as they come."""
-    return Grid(in_processes(search, tasks, num_processes=num_processes, on_done=on_done))
+    groups = defaultdict[tuple[object, ...], list[int]](list)
+    for number, task in enumerate(tasks):
+        groups[task.engine].append(number)
+    numbers, rows = list(groups.values()), dict[int, Row]()
+
+    def take(group: int, found: list[Row]) -> None:
+        for number, row in zip(numbers[group], found, strict=True):
+            rows[number] = row
+            if on_done is not None:
+                on_done(number, row)
+
+    alike = [[tasks[number] for number in group] for group in numbers]
+    in_processes(search_alike, alike, num_processes=num_processes, on_done=take)
+    return Grid([rows[number] for number in range(len(tasks))])
 
 
 class Grid:

@@ -2,7 +2,7 @@
 the median scheduling delay 2 s. The criterion alone can be gamed by serving the short ones first, so a trial says more than whether it holds."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -31,6 +31,30 @@ class Criterion:
             raise ConfigError(
                 f"an SLO and a delay must be above 0 and a quantile between 0 and 1, got {self}: correct them."
             )
+
+    def holds(self, tbt_s: float, median_delay_s: float) -> bool:
+        """Whether a run with this quantile of its TBT, and this median, keeps to it."""
+        return tbt_s <= self.tbt_slo_s and median_delay_s <= self.max_median_delay_s
+
+
+class KnownTrials:
+    """Trials of one deployment under one load, under whatever criterion they were made: under another one, a trial whose outcome they tell need not be made again."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[int, float], tuple[Trial, Criterion]] = {}
+
+    def add(self, num_requests: int, trial: Trial, criterion: Criterion) -> None:
+        self._made[num_requests, trial.requests_per_s] = trial, criterion
+
+    def find(self, num_requests: int, requests_per_s: float, criterion: Criterion) -> Trial | None:
+        """What a trial under this criterion comes to: one that ran to its end is looked at anew, and one that was cut short under a laxer criterion does not hold."""
+        trial, made_under = self._made.get((num_requests, requests_per_s), (None, criterion))
+        if trial is None or made_under.tbt_quantile != criterion.tbt_quantile:
+            return None
+        if not trial.is_cut_short:
+            return replace(trial, does_hold=criterion.holds(trial.p99_tbt_s, trial.median_delay_s))
+        is_laxer = made_under.tbt_slo_s >= criterion.tbt_slo_s
+        return trial if is_laxer and made_under.max_median_delay_s >= criterion.max_median_delay_s else None
 
 
 class CapacityJudge:
@@ -68,7 +92,7 @@ def judged(result: SimulationResult, requests_per_s: float, criterion: Criterion
     """What a run comes to."""
     tbt_s = _quantile(result.tbt_s, criterion.tbt_quantile)
     delay_s = _quantile(result.scheduling_delay_s, 0.5)
-    does_hold = tbt_s <= criterion.tbt_slo_s and delay_s <= criterion.max_median_delay_s and not result.num_unfinished
+    does_hold = criterion.holds(tbt_s, delay_s) and not result.num_unfinished
     return Trial(
         requests_per_s=requests_per_s,
         does_hold=does_hold,
@@ -90,6 +114,7 @@ def search_capacity(
     guess: float = 1.0,
     granularity: float = GRANULARITY,
     on_trial: Callable[[Trial], None] | None = None,
+    known: KnownTrials | None = None,
 ) -> Capacity:
     """The capacity of a deployment. Where requests are many, a search over some of them first says where to begin.
 
@@ -97,11 +122,16 @@ def search_capacity(
       shapes: as in `run_trial`.
       granularity: as in `find_capacity`.
       on_trial: told of each trial as it is made.
+      known: trials of earlier searches of the same deployment and shapes under other criteria; those of this one are added.
     """
+    known = known or KnownTrials()
 
     def trial_of(requests: Sequence[RequestShape]) -> Callable[[float], Trial]:
         def trial_at(rate: float) -> Trial:
-            trial = run_trial(deployment, requests, rate, criterion)
+            trial = known.find(len(requests), rate, criterion)
+            if trial is None:
+                trial = run_trial(deployment, requests, rate, criterion)
+                known.add(len(requests), trial, criterion)
             if on_trial is not None:
                 on_trial(trial)
             return trial

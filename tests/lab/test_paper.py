@@ -106,6 +106,12 @@ def test_a_search_says_what_it_found() -> None:
     assert row.at is not None and row.at.does_hold and row.at.requests_per_s == row.requests_per_s > 0
 
 
+def test_searches_of_one_engine_share_trials_and_find_what_each_finds_alone() -> None:
+    tasks = [task for task in grid_tasks(8, ["yi-34b"]) if (task.lengths, task.label) == ("sharegpt", "orca")]
+    assert [task.slo for task in tasks] == ["strict", "relaxed"]
+    assert list(run_grid(tasks, num_processes=1).rows) == [search(task) for task in tasks]
+
+
 @pytest.mark.nightly
 def test_f19_f20_f21_the_paper_s_statements_about_capacity_without_pipelines() -> None:
     """Eight cells, three schedulers, and what figure 12 has beside them: minutes. `simulate paper` has eight times the requests, and the pipelines."""

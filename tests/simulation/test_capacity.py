@@ -10,7 +10,7 @@ import pytest
 from sarathi_jax.errors import ConfigError
 from sarathi_jax.simulation import capacity
 from sarathi_jax.simulation.arrivals import with_poisson_arrivals
-from sarathi_jax.simulation.capacity import CapacityJudge, Criterion, judged, run_trial, search_capacity
+from sarathi_jax.simulation.capacity import CapacityJudge, Criterion, KnownTrials, judged, run_trial, search_capacity
 from sarathi_jax.simulation.deployment import Deployment
 from sarathi_jax.simulation.lengths import Synthetic
 from sarathi_jax.simulation.rate_search import MAX_TRIALS, Trial, find_capacity
@@ -213,3 +213,49 @@ def test_f17_capacity_is_the_same_with_and_without_cutting_short(make_deployment
     assert cut.requests_per_s == full.requests_per_s > 0
     assert [each.does_hold for each in cut.trials] == [each.does_hold for each in full.trials]
     assert any(each.is_cut_short for each in cut.trials)
+
+
+@pytest.mark.parametrize(
+    ("slos_s", "share"), [((0.02, 0.045, 0.08, 1.0), 0.95), ((1.0, 0.08, 0.045, 0.02), 0.75)], ids=["laxer", "stricter"]
+)
+def test_f17_trials_that_another_criterion_made_change_no_capacity(
+    make_deployment: Make, monkeypatch: pytest.MonkeyPatch, slos_s: tuple[float, ...], share: float
+) -> None:
+    """One goal after the other: the same rates are tried, the same ones hold, and fewer are run, most of all if the laxest goal comes first."""
+    deployment, shapes, rates_run = make_deployment(0.01, token_budget=8), load(7), list[float]()
+
+    def run(deployment: Deployment, shapes: list[RequestShape], rate: float, criterion: Criterion) -> Trial:
+        rates_run.append(rate)
+        return run_trial(deployment, shapes, rate, criterion)
+
+    monkeypatch.setattr(capacity, "run_trial", run)
+    known, num_run = KnownTrials(), [0, 0]
+    for slo_s in slos_s:
+        criterion = replace(CRITERION, tbt_slo_s=slo_s, max_median_delay_s=0.5)
+        alone = search_capacity(deployment, shapes, criterion)
+        num_run[0] += len(rates_run)
+        rates_run.clear()
+        found = search_capacity(deployment, shapes, criterion, known=known)
+        num_run[1] += len(rates_run)
+        rates_run.clear()
+        assert (found.requests_per_s, found.at) == (alone.requests_per_s, alone.at)
+        tried = [[(each.requests_per_s, each.does_hold) for each in one.trials] for one in (found, alone)]
+        assert tried[0] == tried[1]
+    assert num_run[1] <= share * num_run[0]
+
+
+def test_f17_a_trial_tells_nothing_of_what_it_did_not_see() -> None:
+    """One that was cut short tells of no laxer goal; none tells of another quantile, rate or number of requests."""
+    lax, strict = replace(CRITERION, tbt_slo_s=1.0), replace(CRITERION, tbt_slo_s=0.5)
+    whole = Trial(2.0, True, False, 0.7, 1.0, 0.1, 0.2, 1.0, 0)
+    cut = replace(whole, requests_per_s=3.0, does_hold=False, is_cut_short=True, num_unfinished=9)
+    known = KnownTrials()
+    known.add(80, whole, lax)
+    known.add(80, cut, strict)
+    assert known.find(80, 2.0, lax) == whole
+    assert known.find(80, 2.0, strict) == replace(whole, does_hold=False)
+    assert known.find(80, 3.0, replace(strict, tbt_slo_s=0.4)) == cut
+    assert known.find(80, 3.0, lax) is None
+    assert known.find(80, 3.0, replace(strict, max_median_delay_s=3.0)) is None
+    assert known.find(80, 2.0, replace(lax, tbt_quantile=0.9)) is None
+    assert known.find(79, 2.0, lax) is None and known.find(80, 2.5, lax) is None
