@@ -70,6 +70,11 @@ class LineHandler(QueueHandler):
         self.setFormatter(formatter)
         self.num_dropped = 0
 
+    @property
+    def num_waiting(self) -> int:
+        """Lines that are not written yet."""
+        return self._lines.qsize()
+
     def prepare(self, record: logging.LogRecord) -> bytes:
         return (self.format(record) + "\n").encode(errors="backslashreplace")
 

@@ -90,7 +90,7 @@ def test_nobody_waits_for_a_reader_that_stands_still() -> None:
         assert num_dropped > 0
         text = os.read(reader, 2**16).decode()
         # What there was room for comes, and how much is missing; then there is room for a line.
-        while "left out" not in text or handler.queue.qsize() > MAX_WAITING_LINES // 2:
+        while "left out" not in text or handler.num_waiting > MAX_WAITING_LINES // 2:
             text += os.read(reader, 2**16).decode()
         logger.info("the last one")
         while "the last one" not in text:
