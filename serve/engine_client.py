@@ -44,6 +44,7 @@ STOP_LIMIT_S = 5.0
 END_LIMIT_S = 0.5
 STACKS_WAIT_S = 0.5
 CRASH_WINDOW_S = 60.0
+MAX_DOUBLINGS = 6  # of the wait before an engine is started again: half a minute
 MAX_DEATHS = 3  # of engines under one request: it may be what they die of, and others are to be served
 USER_ERROR_CODE = 2
 ENGINE_COMMAND = (sys.executable, "-m", "sarathi_jax.serve.engine_process")
@@ -115,7 +116,7 @@ class EngineClient:
         self._heard_s = time.perf_counter()
         self._num_watchers = 0
         self._end_message = ""
-        self._is_closing = False
+        self._closing = asyncio.Event()
 
     # ---- requests
 
@@ -176,9 +177,9 @@ class EngineClient:
         """Keep an engine running until `close`. Raises: ConfigError, EngineError if it can't be started, or died too often."""
         folder = Path(tempfile.mkdtemp(prefix="sarathi-jax-"))  # only this user may enter it
         try:
-            while not self._is_closing:
+            while not self._closing.is_set():
                 await self._run_process(folder / f"engine-{self.num_restarts}.sock")
-                if not self._is_closing:
+                if not self._closing.is_set():
                     await self._prepare_restart()
         finally:
             self._set_state("dead")
@@ -188,7 +189,7 @@ class EngineClient:
 
     async def close(self) -> None:
         """End the process, and with it `run`."""
-        self._is_closing = True
+        self._closing.set()
         process, link = self._process, self._link
         if link is not None:
             link.send(Stop())
@@ -325,9 +326,11 @@ class EngineClient:
             self._deaths_s.popleft()
         if len(self._deaths_s) > self._max_restarts:
             raise EngineError(f"the engine died {len(self._deaths_s)} times within {CRASH_WINDOW_S:.0f} s: {message}")
-        # At once if the engine had served, then more and more slowly.
-        await asyncio.sleep(0.5 * (2**self._num_vain_starts - 1))
+        # At once if the engine had served, then more and more slowly; a server that ends does not wait.
+        wait_s = 0.5 * (2 ** min(self._num_vain_starts, MAX_DOUBLINGS) - 1)
         self._num_vain_starts += 1
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._closing.wait(), wait_s)
 
     async def _watch_over(self, process: asyncio.subprocess.Process) -> None:
         """Kill a process whose step hangs, after it has said where."""

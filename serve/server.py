@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import uvicorn
@@ -115,6 +115,11 @@ class ServerRun:
         self._hurry = asyncio.Event()
 
     async def run(self, engine_options: Mapping[str, Any]) -> int:
+        """Returns: the exit code. Raises: what ended the engine."""
+        with self._hearing_signals():
+            return await self._run(engine_options)
+
+    async def _run(self, engine_options: Mapping[str, Any]) -> int:
         config = self._config
         client = EngineClient(
             engine_options,
@@ -142,8 +147,6 @@ class ServerRun:
                 timeout_graceful_shutdown=int(CLOSE_LIMIT_S),
             )
         )
-        if threading.current_thread() is threading.main_thread():
-            self._hear_signals()
         engine = asyncio.create_task(client.run())
         http = asyncio.create_task(server.serve(sockets=[self._listener]))
         preparing = asyncio.create_task(self._prepare(front))
@@ -173,14 +176,26 @@ class ServerRun:
         host, port = self._listener.getsockname()[:2]
         self._started(front, f"http://{f'[{host}]' if ':' in host else host}:{port}")
 
-    def _hear_signals(self) -> None:
+    @contextlib.contextmanager
+    def _hearing_signals(self) -> Iterator[None]:
         """The first one lets requests end, the second one does not.
 
         Python's own handlers: a loop's are called when it has read a byte from a pipe, and not at all if that is lost.
         """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: loop.call_soon_threadsafe(self.stop))
+
+        def hear(*_: object) -> None:
+            loop.call_soon_threadsafe(self.stop)
+
+        before = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def stop(self) -> None:
         """Let requests end, and then the server; called again, at once."""

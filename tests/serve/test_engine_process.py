@@ -130,6 +130,19 @@ def test_a_request_that_every_engine_dies_of_is_given_up(serving: Any) -> None:
     assert server.complete(max_tokens=1)["usage"]["completion_tokens"] == 1
 
 
+def test_a_server_that_waits_to_start_its_engine_again_ends_at_once(serving: Any) -> None:
+    """Engines that serve nothing are started more and more slowly: here after 0, 0.5, 1.5 and then 3.5 s."""
+    server = serving(max_restarts=100)
+    for num_restarts in range(1, 5):
+        wait_until(lambda: server.get("/health").status_code == 200)
+        os.kill(server.engine_pid, signal.SIGKILL)
+        wait_until(lambda num=num_restarts: server.front.client.num_restarts == num)
+    start_s = time.perf_counter()
+    server.stop()
+    server.join()
+    assert time.perf_counter() - start_s < 2.5
+
+
 def test_an_engine_that_cannot_start_ends_the_server_with_its_words(serving: Any) -> None:
     with pytest.raises(ConfigError, match="got none"):
         serving(engine={"dies_at_start": "A model must be there, got none: name another."})

@@ -27,7 +27,7 @@ GOOD = {"model": "demo", "prompt": "12+30=", "max_tokens": 40, "ignore_eos": Tru
 FAKE_ENGINE = Path(__file__).parent.parent / "fake_engine.py"
 # A server in a process of its own, over the fake engine; prints its port.
 PROGRAM = """
-import asyncio, json, resource, sys
+import asyncio, json, resource, signal, sys
 from sarathi_jax.serve.config import ServeConfig
 from sarathi_jax.serve.server import ServerRun, listen, loop_factory
 
@@ -37,7 +37,11 @@ listener = listen(config)
 command = (sys.executable, sys.argv[2], sys.argv[3])
 run = ServerRun(config, {}, listener, lambda *_: print(listener.getsockname()[1], flush=True), command)
 with asyncio.Runner(loop_factory=loop_factory()) as runner:
-    sys.exit(runner.run(run.run({})))
+    code = runner.run(run.run({}))
+# Whoever started it hears of signals again as before.
+assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+sys.exit(code)
 """
 
 
