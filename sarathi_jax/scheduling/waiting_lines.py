@@ -34,9 +34,8 @@ class WaitingLines:
 
     def add(self, request: Request) -> None:
         """It was queued."""
-        if (
-            len(self._lines) > self._max_priorities
-        ):  # rarely enough that it costs nothing, often enough that nothing is left of who has ended
+        if len(self._lines) > self._max_priorities:
+            # Rarely enough that it costs nothing, often enough that nothing is left of who has ended.
             self.drop_ended()
             self._max_priorities = max(2 * len(self._lines), MIN_SWEPT)
         priority, client = request.priority, self._client_of(request)

@@ -2,23 +2,32 @@
 
 import csv
 import os
+import random
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from sarathi_jax.clock import VirtualClock
+from sarathi_jax.engine.flight_record import FlightRecord, read_record
+from sarathi_jax.engine.flight_recorder import FlightRecorder
+from sarathi_jax.engine.loop import StepLoop
+from sarathi_jax.scheduling.request import Request
+from sarathi_jax.scheduling.scheduler import Scheduler
 from sarathi_jax.simulation.cost_model import CostModel
 from sarathi_jax.simulation.deployment import Deployment
 from sarathi_jax.simulation.hardware import HostCost, load_device, load_host, load_system
 from sarathi_jax.simulation.links import Links
 from sarathi_jax.simulation.model_shape import ModelShape
+from sarathi_jax.simulation.pipelines import StagesInLockStep
 from sarathi_jax.simulation.placement import Placement
+from sarathi_jax.simulation.simulated_executor import SimulatedExecutor
 from sarathi_jax.simulation.step_work import StepWork
 
 ROOT = Path(__file__).parent.parent.parent
@@ -160,3 +169,41 @@ def make_deployment() -> Callable[..., Deployment]:
         return Deployment(cost_model=prices, **{**defaults, **options})
 
     return make
+
+
+class NoHost:
+    """A host whose part of each step is the same."""
+
+    def seconds(self, num_rows: int) -> float:
+        del num_rows
+        return 1e-4
+
+
+type Pricing = Callable[[Any], list[float]]
+type MakeRequest = Callable[[int, float], Request]
+type RecordRun = Callable[[Scheduler, random.Random, int, MakeRequest, Pricing], FlightRecord]
+
+
+@pytest.fixture
+def record_run(tmp_path: Path) -> RecordRun:
+    """Runs so many requests, each made of its number and its arrival, in bursts on a virtual clock, and reads what was recorded."""
+
+    def run(
+        scheduler: Scheduler, rng: random.Random, num_requests: int, make: MakeRequest, prices: Pricing
+    ) -> FlightRecord:
+        clock, host = VirtualClock(), cast("Any", NoHost())
+        executor = SimulatedExecutor(clock, prices, host, StagesInLockStep(1))
+        loop = StepLoop(scheduler, executor, clock, is_overlapped=True)
+        recorder = loop.recorder = FlightRecorder(scheduler, clock, max_events=10**6, is_overlapped=True)
+        for number in range(num_requests):
+            recorder.arrived(scheduler.add(make(number, clock.now())))
+            for _ in range(rng.choice([0, 0, 1, 5, 20])):
+                if not loop.is_idle:
+                    loop.step()
+        while not loop.is_idle:
+            loop.step()
+        assert recorder.fault is None
+        recorder.dump(tmp_path / "flight.jsonl.gz")
+        return read_record(tmp_path / "flight.jsonl.gz")
+
+    return run

@@ -1,16 +1,12 @@
 """A recorded run under the policy that learns is replayed from what it was made with and what it knew of step times."""
 
 import random
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from sarathi_jax.clock import VirtualClock
-from sarathi_jax.engine.flight_record import FlightRecord, read_record
-from sarathi_jax.engine.flight_recorder import FlightRecorder
-from sarathi_jax.engine.loop import StepLoop
+from sarathi_jax.engine.flight_record import FlightRecord
 from sarathi_jax.errors import ConfigError
 from sarathi_jax.sampling_params import SamplingParams
 from sarathi_jax.scheduling.policies.recorded import policy_from, policy_options
@@ -19,9 +15,7 @@ from sarathi_jax.scheduling.request import Request
 from sarathi_jax.scheduling.scheduler import Scheduler
 from sarathi_jax.scheduling.service_levels import service_levels
 from sarathi_jax.scheduling.step_times import StepLoad, StepTimeModel
-from sarathi_jax.simulation.pipelines import StagesInLockStep
 from sarathi_jax.simulation.replay import replay
-from sarathi_jax.simulation.simulated_executor import SimulatedExecutor
 
 
 def learned_times() -> StepTimeModel:
@@ -33,46 +27,29 @@ def learned_times() -> StepTimeModel:
     return times
 
 
-class NoHost:
-    def seconds(self, num_rows: int) -> float:
-        del num_rows
-        return 1e-4
-
-
 @pytest.fixture
-def record(tmp_path: Path) -> FlightRecord:
-    """150 requests of three clients and both classes, in bursts, on a virtual clock whose steps take about a millisecond and 0.2 more a token."""
+def record(record_run: Any) -> FlightRecord:
+    """150 requests of three clients and both classes, whose steps take about a millisecond and 0.2 more a token."""
     policy = SloPolicy(learned_times(), service_levels(0.03, ttft_slo_s=0.4), sizes=(32, 64, 128), is_fair=True)
     limits: dict[str, Any] = {"num_pages": 70, "page_size": 8, "token_budget": 128, "max_num_seqs": 16}
-    scheduler = Scheduler(policy, max_model_len=400, vocab_size=1000, **limits)
-    clock, rng = VirtualClock(), random.Random(0)
+    scheduler, rng = Scheduler(policy, max_model_len=400, vocab_size=1000, **limits), random.Random(0)
 
     def prices(work: Any) -> list[float]:
         return [(1e-3 + 2e-4 * work.num_tokens) * rng.choice([0.8, 1.0, 1.0, 1.3])]
 
-    host: Any = NoHost()
-    loop = StepLoop(scheduler, SimulatedExecutor(clock, prices, host, StagesInLockStep(1)), clock, is_overlapped=True)
-    recorder = loop.recorder = FlightRecorder(scheduler, clock, max_events=10**6, is_overlapped=True)
-    for number in range(150):
-        request = Request(
+    def make(number: int, arrival_s: float) -> Request:
+        return Request(
             str(number),
             [rng.randrange(1000) for _ in range(rng.choice([5, 40, 300]))],
             SamplingParams(ignore_eos=True, temperature=0.0),
-            arrival_s=clock.now(),
+            arrival_s=arrival_s,
             seed=0,
             max_tokens=rng.randint(1, 40),
             slo_class=rng.choice(["interactive", "batch"]),
             client=rng.choice(["", "ann", "bob"]),
         )
-        recorder.arrived(scheduler.add(request))
-        for _ in range(rng.choice([0, 0, 1, 5, 20])):
-            if not loop.is_idle:
-                loop.step()
-    while not loop.is_idle:
-        loop.step()
-    assert recorder.fault is None
-    recorder.dump(tmp_path / "flight.jsonl.gz")
-    return read_record(tmp_path / "flight.jsonl.gz")
+
+    return record_run(scheduler, rng, 150, make, prices)
 
 
 def test_what_it_learned_and_was_promised_is_replayed(record: FlightRecord):
