@@ -1,5 +1,6 @@
 """Group I of the catalogue: more than there is room for."""
 
+import json
 import logging
 import statistics
 import threading
@@ -173,6 +174,18 @@ def test_bodies_that_come_slowly_have_a_limit_together(serving: Any, wires: Any,
             server.post(COMPLETIONS, {"model": "demo", "prompt": "x" * 4000, "max_tokens": 1}),
             "400 context_length_exceeded prompt",
         )
+    well(server)
+
+
+def test_a_large_body_takes_no_room_once_its_request_is_let_in(serving: Any, wires: Any, well: Any) -> None:
+    server = serving(max_body_bytes=5000, engine={"step_s": 0.01, "max_num_seqs": 2 * NUM_LARGEST_BODIES})
+    padded = {"model": "demo", "prompt": "a", "max_tokens": 100, "ignore_eos": True, "user": "x" * 256}
+    streams = [wires(server) for _ in range(NUM_LARGEST_BODIES + 4)]
+    for wire in streams:
+        content = json.dumps({**padded, "stream": True}).ljust(4900).encode()
+        head = ["POST /v1/completions HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
+        wire.send("\r\n".join([*head, f"Content-Length: {len(content)}", "", ""]).encode() + content)
+    assert {wire.answer().status_code for wire in streams} == {200}
     well(server)
 
 
