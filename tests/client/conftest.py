@@ -126,7 +126,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
     for name in ("SARATHI_JAX_API_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     fake = FakeServer()
-    config = uvicorn.Config(fake, port=0, log_level="critical", lifespan="off", ws="none", timeout_graceful_shutdown=0)
+    config = uvicorn.Config(fake, port=0, log_config=None, lifespan="off", ws="none", timeout_graceful_shutdown=0)
     process = uvicorn.Server(config)
     thread = threading.Thread(target=process.run)
     thread.start()
