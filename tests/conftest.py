@@ -3,9 +3,12 @@
 All of it goes through the environment, which jax reads when it is first imported: tests of host code never import it.
 """
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -26,3 +29,17 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 settings.register_profile("test", deadline=None, derandomize=True)
 settings.register_profile("nightly", deadline=None, print_blob=True)
 settings.load_profile("test")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """A file of tests that left other levels would fail another file, in one order of them."""
+    before = _logging_state()
+    yield
+    after = _logging_state()
+    assert {name: after[name] for name in before} == before
+
+
+def _logging_state() -> dict[str, tuple[int, bool, bool]]:
+    loggers = [logging.getLogger(), *map(logging.getLogger, sorted(logging.root.manager.loggerDict))]
+    return {each.name: (each.level, each.propagate, each.disabled) for each in loggers}
