@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from sarathi_jax.engine import explain
 from sarathi_jax.engine.flight_dump import record_of
-from sarathi_jax.engine.flight_recorder import FlightRecorder, Snapshot
+from sarathi_jax.engine.flight_notes import Snapshot
+from sarathi_jax.engine.flight_recorder import FlightRecorder
 from sarathi_jax.engine.record_steps import read_run
 from sarathi_jax.engine.request_story import tell_story
 from sarathi_jax.errors import EngineError

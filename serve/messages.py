@@ -186,7 +186,10 @@ class Step(Struct, frozen=True, array_like=True):
 
 
 class Steps(Struct, frozen=True, tag="steps", kw_only=True):
-    """Steps since the last such message, and how the engine stands. It comes a few times a second while there is work: silence means that a step hangs."""
+    """Steps since the last such message, and how the engine stands. It comes a few times a second while there is work: silence means that a step hangs.
+
+    num_stalls: since the engine's start; None: it has no flight recorder, which sees them.
+    """
 
     now_s: float
     steps: list[Step]
@@ -196,6 +199,7 @@ class Steps(Struct, frozen=True, tag="steps", kw_only=True):
     num_cached_pages: int
     num_free_pages: int
     num_compiled_late: int
+    num_stalls: int | None
 
 
 class Ended(Struct, frozen=True, tag="ended"):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from prometheus_client import Histogram
+from prometheus_client import Counter, Histogram
 
 from sarathi_jax.serve.engine_client import Arrival
 from sarathi_jax.serve.live_request import LiveRequest
@@ -145,6 +145,18 @@ class VllmRequestMetrics:
             self._by_source.labels("local_compute").inc(num_computed)
 
 
+class EngineCount:
+    """A counter that follows a count of the engine's: it goes on where another engine begins at 0 again."""
+
+    def __init__(self, counter: Counter) -> None:
+        self._counter = counter
+        self._last = 0
+
+    def follow(self, count: int) -> None:
+        self._counter.inc(count - self._last if count >= self._last else count)
+        self._last = count
+
+
 class StepMetrics:
     """Of steps, and of what they cost requests."""
 
@@ -156,10 +168,13 @@ class StepMetrics:
         self._preemptions = names.counter(
             "preemptions", "num_preemptions", "Requests that lost their pages for a while."
         )
-        self._late_compiles = names.counter("late_compiles", None, "Programs compiled while requests waited for them.")
+        self._late_compiles = EngineCount(
+            names.counter("late_compiles", None, "Programs compiled while requests waited for them.")
+        )
+        self._names = names
+        self._stalls: EngineCount | None = None
         for kind in ("decode", "prefill", "hybrid"):
             self._kinds.labels(kind)
-        self._num_compiled_late = 0
         self._last_end_s: dict[int, float] = {}
 
     def tokens(self, arrivals: Sequence[Arrival]) -> None:
@@ -171,10 +186,12 @@ class StepMetrics:
     def steps(self, message: Steps) -> None:
         for step in message.steps:
             self._step(step)
-        late = message.num_compiled_late
-        # Another engine counts from 0 again.
-        self._late_compiles.inc(late - self._num_compiled_late if late >= self._num_compiled_late else late)
-        self._num_compiled_late = late
+        self._late_compiles.follow(message.num_compiled_late)
+        if message.num_stalls is not None:
+            if self._stalls is None:
+                text = "Steps that left out a running decode, added up over decodes."
+                self._stalls = EngineCount(self._names.counter("stalls", None, text))
+            self._stalls.follow(message.num_stalls)
 
     def _step(self, step: Step) -> None:
         self._tokens.observe(step.num_decode_tokens + step.num_prefill_tokens)

@@ -69,6 +69,7 @@ class StepReporter:
         num_pages = sum(scheduler.limits.num_pages for scheduler in schedulers)
         num_available = sum(scheduler.num_free_pages for scheduler in schedulers)
         num_cached = sum(scheduler.kv_pages.pool.num_idle for scheduler in schedulers)
+        recorders = [engine.recorder for engine in self._engines if engine.recorder is not None]
         return Steps(
             now_s=self._last_s,
             steps=steps,
@@ -78,6 +79,7 @@ class StepReporter:
             num_cached_pages=num_cached,
             num_free_pages=num_available - num_cached,
             num_compiled_late=self._ledger.num_after_ready,
+            num_stalls=sum(recorder.num_stalls for recorder in recorders) if recorders else None,
         )
 
     def _step(self, record: StepRecord) -> Step:

@@ -8,7 +8,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from sarathi_jax.engine import flight_recorder as notes
+from sarathi_jax.engine import flight_notes as notes
 from sarathi_jax.engine.flight_record import (
     FORMAT,
     VERSION,
@@ -25,6 +25,7 @@ from sarathi_jax.engine.flight_record import (
     Scheduled,
     write_record,
 )
+from sarathi_jax.engine.flight_recorder import FlightRecorder
 from sarathi_jax.engine.step_notes import Decodes, StepNote, page_ids
 from sarathi_jax.errors import ConfigError
 
@@ -32,13 +33,13 @@ PACKAGES = ("sarathi-jax", "jax", "jaxlib", "numpy")
 EVENTS_AT_A_TIME, PAUSE_S = 32, 1e-3
 
 
-def dump(recorder: notes.FlightRecorder, path: Path, reason: str) -> None:
+def dump(recorder: FlightRecorder, path: Path, reason: str) -> None:
     """Write what a recorder holds now. Raises: EngineError if it holds nothing any more; ConfigError if the file can't be written."""
     write_snapshot(recorder, recorder.snapshot(), path, reason)
 
 
 def write_snapshot(
-    recorder: notes.FlightRecorder, snapshot: notes.Snapshot, path: Path, reason: str, *, is_beside_loop: bool = False
+    recorder: FlightRecorder, snapshot: notes.Snapshot, path: Path, reason: str, *, is_beside_loop: bool = False
 ) -> None:
     """Write what a recorder held. Raises: ConfigError if the file can't be written.
 
@@ -55,7 +56,7 @@ def write_snapshot(
         ) from error
 
 
-def record_of(recorder: notes.FlightRecorder, snapshot: notes.Snapshot) -> FlightRecord:
+def record_of(recorder: FlightRecorder, snapshot: notes.Snapshot) -> FlightRecord:
     """What a recorder held, as it would be read from a file."""
     requests = {facts.request: facts for facts in request_facts(snapshot)}
     return FlightRecord(header(recorder, snapshot, "asked for"), requests, list(event_lines(snapshot.events)))
@@ -69,7 +70,7 @@ def paced(events: Iterator[Event]) -> Iterator[Event]:
         yield event
 
 
-def header(recorder: notes.FlightRecorder, snapshot: notes.Snapshot, reason: str) -> Header:
+def header(recorder: FlightRecorder, snapshot: notes.Snapshot, reason: str) -> Header:
     """What stands in the first line."""
     scheduler = recorder.scheduler
     limits = scheduler.limits

@@ -12,10 +12,25 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from itertools import islice, takewhile
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from sarathi_jax.clock import Clock
 from sarathi_jax.engine.executor import StepShape
+from sarathi_jax.engine.flight_notes import (
+    NO_DIGESTS,
+    AbortedNote,
+    ArrivedNote,
+    Compiled,
+    CompletedNote,
+    FailedNote,
+    FinishedNote,
+    IdleNote,
+    Note,
+    RequestNote,
+    ScheduledNote,
+    Snapshot,
+)
+from sarathi_jax.engine.stall_spotter import StallSpotter
 from sarathi_jax.engine.step_notes import StepNote, StepNotes
 from sarathi_jax.errors import EngineError
 from sarathi_jax.outputs import FinishReason
@@ -30,106 +45,12 @@ logger = logging.getLogger(__name__)
 MAX_BYTES = 64 * 2**20
 # What things take in memory, about: an event with its numbers, a request's facts, a request among a step's decodes.
 EVENT_BYTES, REQUEST_BYTES, DECODE_BYTES = 320, 900, 12
-NO_DIGESTS = array("Q")
-
-
-class Compiled(Protocol):
-    """A program that was compiled."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def seconds(self) -> float: ...
-
-
-class ArrivedNote(NamedTuple):
-    num_bytes: int
-    requests: tuple[int, ...]
-
-
-class ScheduledNote(NamedTuple):
-    num_bytes: int
-    note: StepNote
-    now_s: float
-    dispatched_s: float
-    num_running: int
-    num_waiting: int
-    num_free_pages: int
-
-
-class IdleNote(NamedTuple):
-    num_bytes: int
-    now_s: float
-
-
-class CompletedNote(NamedTuple):
-    num_bytes: int
-    step: int
-    asked_s: float
-    end_s: float
-    bucket: StepShape
-    ended: tuple[tuple[int, FinishReason], ...]
-    compiled: tuple[tuple[str, float], ...]
-    is_lost: bool
-
-
-class FailedNote(NamedTuple):
-    num_bytes: int
-    step: int
-    now_s: float
-    ended: tuple[tuple[int, FinishReason], ...]
-
-
-class AbortedNote(NamedTuple):
-    num_bytes: int
-    request: int
-    now_s: float
-
-
-class FinishedNote(NamedTuple):
-    num_bytes: int
-    request: int
-    reason: FinishReason
-    now_s: float
-
-
-type Note = ArrivedNote | ScheduledNote | IdleNote | CompletedNote | FailedNote | AbortedNote | FinishedNote
-
-
-class RequestNote(NamedTuple):
-    """What decisions about a request depend on. digests: the first 8 bytes of its blocks' chained hashes; they never leave the process."""
-
-    number: int
-    request_id: str
-    arrival_s: float
-    num_prompt_tokens: int
-    max_tokens: int
-    num_resumed_tokens: int
-    leader: int | None
-    sample_index: int
-    num_samples: int
-    priority: int
-    cache_salt: str
-    slo_class: str
-    client: str
-    has_prompt_logprobs: bool
-    digests: "array[int]"
-
-
-class Snapshot(NamedTuple):
-    """All that is in the ring at one moment; nothing in it changes any more."""
-
-    requests: list[RequestNote]
-    events: list[Note]
-    num_dropped: int
-    clock_s: float
 
 
 class Watch(Protocol):
     """Is told of every step, and asks for a dump when something is wrong with one."""
 
-    def scheduled(self, note: StepNote) -> None: ...
+    def scheduled(self, note: StepNote, left_out: Sequence[int]) -> None: ...
 
     def completed(self, note: CompletedNote, start_s: float) -> None: ...
 
@@ -163,7 +84,7 @@ class FlightRecorder:
       model, replica: what files are to say of the engine.
       compiled: programs that were compiled so far; what is appended from now on was compiled while requests waited.
 
-    fault: what stopped the recording, if anything did. watch: what is told of steps; None: nothing is.
+    fault: what stopped the recording, if anything did. watch: what is told of steps; None: nothing is. num_stalls: decodes left out, added up over steps.
     """
 
     def __init__(
@@ -185,6 +106,7 @@ class FlightRecorder:
         self.policy_options = policy_options(scheduler.policy)
         self.fault: Exception | None = None
         self.watch: Watch | None = None
+        self.num_stalls = 0
         self._clock = clock
         self._max_events = max_events
         self._max_bytes = max_bytes
@@ -198,6 +120,7 @@ class FlightRecorder:
         self._live: dict[int, Request] = {}
         self._ended: deque[tuple[int, RequestNote]] = deque()  # with the number of the event that ended it
         self._notes = StepNotes(self._numbers, scheduler.limits.page_size)
+        self._spotter = StallSpotter(scheduler, self._live)
         self._starts_s: dict[int, float] = {}  # of steps in flight
         self._asked_s: float | None = None
         self._is_idle = False
@@ -248,8 +171,10 @@ class FlightRecorder:
             num_bytes += DECODE_BYTES * len(note.decodes.requests)
         self._append(ScheduledNote(num_bytes, note, now_s, self._clock.now(), *counts))
         self._starts_s[schedule.step] = now_s
+        left_out = self._spotter.take(note)
+        self.num_stalls += len(left_out)
         if self.watch is not None:
-            self.watch.scheduled(note)
+            self.watch.scheduled(note, left_out)
 
     @_guarded
     def asked(self) -> None:
@@ -283,6 +208,7 @@ class FlightRecorder:
         self._asked_s = None
         self._starts_s.pop(schedule.step)
         self._notes.break_off()
+        self._spotter.break_off()
         ended, num_bytes = self._end_all(outputs)
         note = FailedNote(EVENT_BYTES + num_bytes, schedule.step, now_s, ended)
         self._append(note)

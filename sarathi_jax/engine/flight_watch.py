@@ -8,13 +8,14 @@ import logging
 import threading
 from bisect import insort
 from collections import deque
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from sarathi_jax.clock import Clock
-from sarathi_jax.engine.flight_recorder import CompletedNote, FailedNote, FlightRecorder, Snapshot
+from sarathi_jax.engine.flight_notes import CompletedNote, FailedNote, Snapshot
+from sarathi_jax.engine.flight_recorder import FlightRecorder
 from sarathi_jax.engine.step_notes import StepNote
-from sarathi_jax.scheduling.request import RequestState
 
 logger = logging.getLogger(__name__)
 
@@ -58,21 +59,13 @@ class FlightWatch:
         self._last_end_s = float("-inf")
         self._last_dump_s = float("-inf")
         self._num_files = 0
-        self._decoding: set[int] = set()
-        self._last: StepNote | None = None
         self._writer: threading.Thread | None = None
 
-    def scheduled(self, note: StepNote) -> None:
-        """Look for decodes that were left out, where a step does not just go on with those before it."""
-        last, self._last = self._last, note
-        if last is not None and last.decodes is note.decodes and not last.others:
-            return
-        samples = {*note.decodes.requests, *(request for _, request, _, _, does_sample in note.others if does_sample)}
-        left_out = [number for number in self._decoding - samples if self._could_run(number)]
+    def scheduled(self, note: StepNote, left_out: Sequence[int]) -> None:
+        """Decodes that were left out are worth a file."""
         for number in left_out:
             request = self._recorder.live(number)
             self._report("stall", f"{request.request_id if request else number} was left out of step {note.step}")
-        self._decoding = samples.union(left_out)
 
     def completed(self, note: CompletedNote, start_s: float) -> None:
         """Compare a step's time with what steps of its bucket take."""
@@ -92,7 +85,6 @@ class FlightWatch:
 
     def failed(self, note: FailedNote) -> None:
         """A step failed: that is always worth a file."""
-        self._last = None
         self._last_end_s = note.now_s
         self._report("failed-step", f"step {note.step} failed")
 
@@ -100,15 +92,6 @@ class FlightWatch:
         """Wait for the file that is being written."""
         if self._writer is not None:
             self._writer.join()
-
-    def _could_run(self, number: int) -> bool:
-        """Whether a request that no step holds any more still decodes, and was not left out for a reason of its own."""
-        request = self._recorder.live(number)
-        if request is None or request.state is not RequestState.RUNNING or request.is_prefilling:
-            return False
-        scheduler = self._recorder.scheduler
-        is_under_way = scheduler.limits.num_microbatches > 1 and scheduler.is_in_flight(request)
-        return request.num_remaining_tokens > 0 and not is_under_way
 
     def _report(self, kind: str, said: str) -> None:
         """Have a file written, unless there was one a moment ago, or is one on its way."""

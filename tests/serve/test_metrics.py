@@ -131,6 +131,26 @@ def test_at_rest_gauges_are_at_0_and_counters_only_grow(serving: Any) -> None:
             assert all(after[name][labels] >= number for labels, number in samples.items()), name
 
 
+@pytest.mark.parametrize(("policy", "does_stall"), [("sarathi", False), ("vllm", True)])
+def test_stalls_are_decodes_that_steps_left_out(serving: Any, policy: str, does_stall: bool) -> None:
+    """A prompt that comes while an output grows."""
+    server = serving(engine={"policy": policy, "token_budget": 2048, "step_s": 0.02})
+    body = {"model": "demo", "prompt": "go on", "max_tokens": 40, "ignore_eos": True, "stream": True}
+    with server.http.stream("POST", f"{server.url}/v1/completions", json=body) as growing:
+        lines = growing.iter_lines()
+        next(lines)
+        server.complete("and another one", max_tokens=2, ignore_eos=True)
+        assert list(lines)
+    assert (value(scrape(server), "sarathi_jax_stalls_total") > 0) is does_stall
+
+
+def test_stalls_that_nobody_sees_are_not_said_to_be_0(serving: Any) -> None:
+    server = serving(engine={"flight_recorder": 0})
+    server.complete("go on", max_tokens=3, ignore_eos=True)
+    assert value(scrape(server), "sarathi_jax_step_tokens_count") == 3
+    assert "sarathi_jax_stalls_total" not in scrape(server)
+
+
 def test_counters_outlive_the_engine(serving: Any) -> None:
     server = serving(engine={"dies_at_step": 12})
     assert server.complete("go on", max_tokens=20, ignore_eos=True)["usage"]["completion_tokens"] == 20

@@ -1,0 +1,52 @@
+"""Stalls as the flight recorder counts them while an engine runs, against their definition on the schedules of the whole run."""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from sarathi_jax.engine.stalls import count_stalls
+from sarathi_jax.sampling_params import SamplingParams
+from sarathi_jax.scheduling.policies.sarathi import SarathiPolicy
+from sarathi_jax.scheduling.policy import Plan, View
+
+type MakeRig = Callable[..., Any]
+
+ROOMY = {"num_pages": 400, "page_size": 4, "max_num_seqs": 12, "token_budget": 96, "max_model_len": 96}
+
+
+class OtherHalf(SarathiPolicy):
+    """Leaves out every other decode, now these and now those, for many steps on end."""
+
+    def __init__(self) -> None:
+        self.num_steps = 0
+
+    def plan(self, view: View) -> Plan:
+        self.num_steps += 1
+        plan = super().plan(view)
+        left_out = set(plan.decodes[(self.num_steps // 9) % 2 :: 2])
+        chunks = [chunk for chunk in plan.chunks if chunk[0] not in left_out]
+        return Plan(chunks, plan.admitted, has_prefill=plan.has_prefill) if chunks else plan
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize(
+    ("policy", "does_stall"),
+    [("sarathi", False), ("slo", False), ("vllm", True), ("alternating", True), (OtherHalf, True)],
+)
+def test_what_is_counted_at_once_is_what_the_schedules_come_to(
+    make_rig: MakeRig, policy: Any, does_stall: bool, overlap: bool
+) -> None:
+    """With pages for everybody: a decode that is left out and then preempted waits for its pages, and by the definition does not stall."""
+    rng = random.Random(str(policy))
+    rig = make_rig(policy=policy if isinstance(policy, str) else policy(), overlap=overlap, **ROOMY)
+    for _ in range(60):
+        prompt = [rng.randrange(200, 256) for _ in range(rng.choice([1, 5, 60]))]
+        rig.engine.add_request(prompt, SamplingParams(max_tokens=rng.randrange(1, 30), seed=1, ignore_eos=True))
+        for _ in range(rng.choice([0, 1, 5])):
+            rig.engine.step()
+    rig.drain()
+    expected = count_stalls(rig.executor.schedules)
+    assert (rig.engine.recorder.num_stalls, expected > 0) == (expected, does_stall)
+    assert rig.engine.recorder.fault is None
