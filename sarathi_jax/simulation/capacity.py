@@ -15,7 +15,8 @@ from sarathi_jax.simulation.run import SimulatedRequest, simulate
 from sarathi_jax.simulation.workloads import RequestShape
 
 NUM_SCOUTS = 256
-SCOUTED_STEP = 1.08
+# More requests hold a little less: in the paper's cells 2,048 came to 0.97 of what 512 did (median of 58).
+SCOUTED_SHARE = 0.96
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +143,7 @@ def search_capacity(
     if len(shapes) >= 4 * NUM_SCOUTS:
         scouted = find_capacity(trial_of(shapes[:NUM_SCOUTS]), guess=guess)
         if 0 < scouted.requests_per_s < float("inf"):
-            guess, step = scouted.requests_per_s, SCOUTED_STEP
+            guess, step = SCOUTED_SHARE * scouted.requests_per_s, 1 + granularity
     return find_capacity(trial_of(shapes), guess=guess, granularity=granularity, step=step)
 
 
