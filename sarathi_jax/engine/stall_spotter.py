@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from sarathi_jax.engine.step_notes import StepNote
+from sarathi_jax.engine.step_notes import Decodes, StepNote
 from sarathi_jax.scheduling.request import Request, RequestState
 from sarathi_jax.scheduling.scheduler import Scheduler
 
@@ -17,22 +17,27 @@ class StallSpotter:
         self._scheduler = scheduler
         self._live = live
         self._decoding: set[int] = set()
-        self._last: StepNote | None = None
+        # Of the step before: its decodes, whoever else sampled in it, and those that it left out.
+        self._decodes: Decodes | None = None
+        self._sampled: Sequence[int] = ()
         self._left_out: Sequence[int] = ()
 
     def take(self, note: StepNote) -> Sequence[int]:
         """The requests that this step left out."""
-        last, self._last = self._last, note
-        if last is not None and last.decodes is note.decodes and not last.others and not self._left_out:
+        sampled = [request for _, request, _, _, does_sample in note.others if does_sample]
+        goes_on = note.decodes is self._decodes and not self._sampled and not self._left_out
+        self._decodes, self._sampled = note.decodes, sampled
+        if goes_on:
+            self._decoding.update(sampled)
             return ()
-        samples = {*note.decodes.requests, *(request for _, request, _, _, does_sample in note.others if does_sample)}
+        samples = {*note.decodes.requests, *sampled}
         self._left_out = [number for number in self._decoding - samples if self._could_run(number)]
         self._decoding = samples.union(self._left_out)
         return self._left_out
 
     def break_off(self) -> None:
         """A step failed: the next one is looked at, whatever it goes on with."""
-        self._last = None
+        self._decodes = None
 
     def _could_run(self, number: int) -> bool:
         """Whether a request that no step holds any more still decodes, and was not left out for a reason of its own."""

@@ -30,10 +30,31 @@ class OtherHalf(SarathiPolicy):
         return Plan(chunks, plan.admitted, has_prefill=plan.has_prefill) if chunks else plan
 
 
+class NewcomersWait(SarathiPolicy):
+    """Leaves out those that have their first token alone, most of the time, while all others go on."""
+
+    def __init__(self) -> None:
+        self.num_steps = 0
+
+    def plan(self, view: View) -> Plan:
+        self.num_steps += 1
+        plan = super().plan(view)
+        new = {each for each in plan.decodes if each.num_tokens <= each.num_prompt_tokens + 1}
+        chunks = [chunk for chunk in plan.chunks if chunk[0] not in new]
+        return Plan(chunks, plan.admitted, has_prefill=plan.has_prefill) if chunks and self.num_steps % 4 else plan
+
+
 @pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize(
     ("policy", "does_stall"),
-    [("sarathi", False), ("slo", False), ("vllm", True), ("alternating", True), (OtherHalf, True)],
+    [
+        ("sarathi", False),
+        ("slo", False),
+        ("vllm", True),
+        ("alternating", True),
+        (OtherHalf, True),
+        (NewcomersWait, True),
+    ],
 )
 def test_what_is_counted_at_once_is_what_the_schedules_come_to(
     make_rig: MakeRig, policy: Any, does_stall: bool, overlap: bool
