@@ -1,7 +1,7 @@
 """Stalls as the flight recorder counts them while an engine runs, against their definition on the schedules of the whole run."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -10,38 +10,37 @@ from sarathi_jax.engine.stalls import count_stalls
 from sarathi_jax.sampling_params import SamplingParams
 from sarathi_jax.scheduling.policies.sarathi import SarathiPolicy
 from sarathi_jax.scheduling.policy import Plan, View
+from sarathi_jax.scheduling.request import Request
 
 type MakeRig = Callable[..., Any]
+type Choose = Callable[[int, Sequence[Request]], Sequence[Request]]
 
 ROOMY = {"num_pages": 400, "page_size": 4, "max_num_seqs": 12, "token_budget": 96, "max_model_len": 96}
 
 
-class OtherHalf(SarathiPolicy):
-    """Leaves out every other decode, now these and now those, for many steps on end."""
+class Without(SarathiPolicy):
+    """Leaves out the decodes that are chosen in each step, unless nothing would be left to do."""
 
-    def __init__(self) -> None:
-        self.num_steps = 0
+    def __init__(self, choose: Choose) -> None:
+        self._choose = choose
+        self._num_steps = 0
 
     def plan(self, view: View) -> Plan:
-        self.num_steps += 1
+        self._num_steps += 1
         plan = super().plan(view)
-        left_out = set(plan.decodes[(self.num_steps // 9) % 2 :: 2])
+        left_out = set(self._choose(self._num_steps, plan.decodes))
         chunks = [chunk for chunk in plan.chunks if chunk[0] not in left_out]
         return Plan(chunks, plan.admitted, has_prefill=plan.has_prefill) if chunks else plan
 
 
-class NewcomersWait(SarathiPolicy):
-    """Leaves out those that have their first token alone, most of the time, while all others go on."""
+def every_other(step: int, decodes: Sequence[Request]) -> Sequence[Request]:
+    """Now these and now those, for many steps on end."""
+    return decodes[(step // 9) % 2 :: 2]
 
-    def __init__(self) -> None:
-        self.num_steps = 0
 
-    def plan(self, view: View) -> Plan:
-        self.num_steps += 1
-        plan = super().plan(view)
-        new = {each for each in plan.decodes if each.num_tokens <= each.num_prompt_tokens + 1}
-        chunks = [chunk for chunk in plan.chunks if chunk[0] not in new]
-        return Plan(chunks, plan.admitted, has_prefill=plan.has_prefill) if chunks and self.num_steps % 4 else plan
+def newcomers(step: int, decodes: Sequence[Request]) -> Sequence[Request]:
+    """Those that have their first token alone, most of the time, while all others go on."""
+    return [each for each in decodes if each.num_tokens <= each.num_prompt_tokens + 1] if step % 4 else []
 
 
 @pytest.mark.parametrize("overlap", [False, True])
@@ -52,16 +51,16 @@ class NewcomersWait(SarathiPolicy):
         ("slo", False),
         ("vllm", True),
         ("alternating", True),
-        (OtherHalf, True),
-        (NewcomersWait, True),
+        (every_other, True),
+        (newcomers, True),
     ],
 )
 def test_what_is_counted_at_once_is_what_the_schedules_come_to(
     make_rig: MakeRig, policy: Any, does_stall: bool, overlap: bool
 ) -> None:
     """With pages for everybody: a decode that is left out and then preempted waits for its pages, and by the definition does not stall."""
-    rng = random.Random(str(policy))
-    rig = make_rig(policy=policy if isinstance(policy, str) else policy(), overlap=overlap, **ROOMY)
+    rng = random.Random(8)
+    rig = make_rig(policy=policy if isinstance(policy, str) else Without(policy), overlap=overlap, **ROOMY)
     for _ in range(60):
         prompt = [rng.randrange(200, 256) for _ in range(rng.choice([1, 5, 60]))]
         rig.engine.add_request(prompt, SamplingParams(max_tokens=rng.randrange(1, 30), seed=1, ignore_eos=True))
