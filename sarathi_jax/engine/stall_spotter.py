@@ -14,9 +14,9 @@ class StallSpotter:
     """
 
     def __init__(self, scheduler: Scheduler, live: Mapping[int, Request]) -> None:
-        self._scheduler = scheduler
+        self._num_stages = scheduler.limits.num_microbatches
         self._live = live
-        self._decoding: set[int] = set()
+        self._decoding: dict[int, int] = {}  # to the last step that was looked at and held it
         # Of the step before: its decodes, whoever else sampled in it, and those that it left out.
         self._decodes: Decodes | None = None
         self._sampled: Sequence[int] = ()
@@ -25,25 +25,25 @@ class StallSpotter:
     def take(self, note: StepNote) -> Sequence[int]:
         """The requests that this step left out."""
         sampled = [request for _, request, _, _, does_sample in note.others if does_sample]
-        goes_on = note.decodes is self._decodes and not self._sampled and not self._left_out
+        goes_on = note.decodes is self._decodes and not self._sampled and not self._left_out and self._num_stages == 1
         self._decodes, self._sampled = note.decodes, sampled
         if goes_on:
-            self._decoding.update(sampled)
+            self._decoding.update(dict.fromkeys(sampled, note.step))
             return ()
-        samples = {*note.decodes.requests, *sampled}
-        self._left_out = [number for number in self._decoding - samples if self._could_run(number)]
-        self._decoding = samples.union(self._left_out)
+        held = dict.fromkeys((*note.decodes.requests, *sampled), note.step)
+        absent = {each: step for each, step in self._decoding.items() if each not in held and self._does_decode(each)}
+        # Whoever is in a microbatch under way has its turn when that one is done.
+        self._left_out = [each for each, step in absent.items() if note.step - step >= self._num_stages]
+        self._decoding = held | absent
         return self._left_out
 
     def break_off(self) -> None:
         """A step failed: the next one is looked at, whatever it goes on with."""
         self._decodes = None
 
-    def _could_run(self, number: int) -> bool:
-        """Whether a request that no step holds any more still decodes, and was not left out for a reason of its own."""
+    def _does_decode(self, number: int) -> bool:
+        """Whether a request that is not in a step still decodes, as far as is known."""
         request = self._live.get(number)
         if request is None or request.state is not RequestState.RUNNING or request.is_prefilling:
             return False
-        limits = self._scheduler.limits
-        is_under_way = limits.num_microbatches > 1 and self._scheduler.is_in_flight(request)
-        return request.num_remaining_tokens > 0 and not is_under_way
+        return request.num_tokens < request.max_num_tokens
