@@ -1,7 +1,9 @@
 """Draws one token per row on the device. A row's token depends on its logits, its options, its seed and its position, and on nothing else.
 
-The draw is an inverse CDF in two stages, block then token, with one uniform number for each: generating a Gumbel number per vocabulary
-entry costs more than all the rest of sampling on a CPU. Knows nothing of requests; the filters are in `sampling_filters`.
+The draw is a race in two stages, block then token: each runner needs an exponentially distributed time over its weight, and the first one wins. Where logits differ
+in their last bits, as they do from one batch to another, other tokens win about as seldom as the probabilities differ; a draw from cumulative weights would be off
+by all that adds up before the token (decision 027). Two stages, because a random number per vocabulary entry costs more than all the rest on a CPU. Knows nothing
+of requests; the filters are in `sampling_filters`.
 """
 
 from typing import NamedTuple
@@ -91,14 +93,19 @@ def _first(mask: jax.Array) -> jax.Array:
     return jnp.min(jnp.where(mask, columns, num_columns), axis=1)
 
 
-def _uniforms(controls: SamplingControls) -> jax.Array:
-    """f32[R, 2] in [0, 1), from fold_in(key(seed), position)."""
+def _times(controls: SamplingControls, num_times: int) -> jax.Array:
+    """f32[R, num_times]: exponentially distributed, from fold_in(key(seed), position).
 
-    def row_uniforms(seed: jax.Array, position: jax.Array) -> jax.Array:
+    Short ones have their full precision, down to 1e-10: what is improbable must win as seldom as it should.
+    """
+
+    def row_bits(seed: jax.Array, position: jax.Array) -> jax.Array:
         key = jax.random.wrap_key_data(seed[::-1], impl="threefry2x32")
-        return jax.random.uniform(jax.random.fold_in(key, position), (2,))
+        return jax.random.bits(jax.random.fold_in(key, position), (num_times,))
 
-    return jax.vmap(row_uniforms)(controls.seed, controls.position)
+    bits = jax.vmap(row_bits)(controls.seed, controls.position)
+    uniforms = (bits.astype(jnp.float32) + 0.5) * 2.0**-32
+    return -jnp.log1p(-jnp.minimum(uniforms, 1.0 - 2.0**-24))
 
 
 def _draw(
@@ -108,27 +115,25 @@ def _draw(
     num_rows, vocab_size = logits.shape
     num_blocks = -(-vocab_size // _BLOCK)
     thresholds = smallest_kept(logits, max_logits, controls, filter_thresholds)
-    uniforms = _uniforms(controls)
+    times = _times(controls, num_blocks + _BLOCK)
 
     def weights_of(logits: jax.Array) -> jax.Array:
         return kept_weights(logits, max_logits, controls.temperature, thresholds)
 
     weights = jnp.pad(weights_of(logits), ((0, 0), (0, num_blocks * _BLOCK - vocab_size)))
     blocks = jnp.sum(weights.reshape(num_rows, num_blocks, _BLOCK), axis=2)
-    columns = pick(blocks, uniforms[:, 0])[:, None] * _BLOCK + jnp.arange(_BLOCK, dtype=jnp.int32)[None, :]
+    columns = race(blocks, times[:, :num_blocks])[:, None] * _BLOCK + jnp.arange(_BLOCK, dtype=jnp.int32)[None, :]
     # The logits are read again, not the weights, which then need not be stored.
     inside = jnp.take_along_axis(logits, columns, axis=1, mode="fill", fill_value=-jnp.inf)
-    place = pick(weights_of(inside), uniforms[:, 1])
+    place = race(weights_of(inside), times[:, num_blocks:])
     return jnp.minimum(jnp.take_along_axis(columns, place[:, None], axis=1)[:, 0], vocab_size - 1)
 
 
-def pick(weights: jax.Array, uniforms: jax.Array) -> jax.Array:
-    """i32[R]: the column of f32[R, N] in which the fraction `uniforms` of the row's mass is reached; never one of weight 0.
+def race(weights: jax.Array, times: jax.Array) -> jax.Array:
+    """i32[R]: the column of f32[R, N] that is there first, if column i needs times[i] / weights[i]; never one of weight 0 where others have more.
 
-    A parallel running sum may step a little at a weight of 0, or end below the target: hence the two guards.
+    With exponential times, column i wins with the probability weights[i] / sum(weights).
     """
-    mass = jnp.cumsum(weights, axis=1)
-    column = _first((mass > uniforms[:, None] * mass[:, -1:]) & (weights > 0))
-    heaviest = _first(weights == jnp.max(weights, axis=1, keepdims=True))
-    num_columns = weights.shape[1]
-    return jnp.minimum(jnp.where(column < num_columns, column, heaviest), num_columns - 1)
+    speeds = weights / times
+    fastest = jnp.max(speeds, axis=1, keepdims=True)
+    return jnp.minimum(_first(speeds == fastest), weights.shape[1] - 1)
