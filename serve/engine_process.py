@@ -8,7 +8,6 @@ options or a model that can't be with code 2, as commands do.
 import contextlib
 import ctypes
 import faulthandler
-import gc
 import os
 import signal
 import sys
@@ -23,6 +22,7 @@ from sarathi_jax.group.place import find_place
 from sarathi_jax.outputs import StreamEvent
 from sarathi_jax.serve.constraint_queue import ConstraintQueue
 from sarathi_jax.serve.explainer import Explainer
+from sarathi_jax.serve.garbage import freeze_garbage
 from sarathi_jax.serve.link import EngineLink, LinkError
 from sarathi_jax.serve.log import logging_to
 from sarathi_jax.serve.messages import (
@@ -119,9 +119,7 @@ def start_engine(start: Start, link: EngineLink) -> "StartedEngine":
     if started.constraints is not None:
         with contextlib.suppress(RequestError, ModelError):  # told to whoever asks for structured output
             started.constraints.prepare()
-    # What was made until now stays: collecting garbage need not look through it while steps wait.
-    gc.collect()
-    gc.freeze()
+    freeze_garbage()
     link.send(Ready(engine_facts(started)))
     return started
 

@@ -19,6 +19,7 @@ from sarathi_jax.serve.config import ServeConfig
 from sarathi_jax.serve.engine_client import ENGINE_COMMAND, EngineClient
 from sarathi_jax.serve.event_loop import measure_lag
 from sarathi_jax.serve.front import Front
+from sarathi_jax.serve.garbage import freeze_garbage
 from sarathi_jax.serve.gate import read_keys
 from sarathi_jax.serve.http_protocol import limited_protocol
 from sarathi_jax.serve.live_request import Lost
@@ -70,11 +71,16 @@ def serve(
     """
     keys = read_keys(config, os.environ)
     listener = listen(config)
+
+    def ready(front: Front, url: str) -> None:
+        freeze_garbage()
+        started(front, url)
+
     with (
         logging_to(config.log_format, config.log_level) as log,
         asyncio.Runner(loop_factory=loop_factory()) as runner,
     ):
-        return runner.run(ServerRun(config, keys, listener, started, log=log).run(engine_options))
+        return runner.run(ServerRun(config, keys, listener, ready, log=log).run(engine_options))
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
