@@ -61,9 +61,8 @@ class RecordedRequests:
         )
         for number, sample in zip(numbers, scheduler.add(request), strict=True):
             self._numbers[sample.request_id] = number
-            # The prompt's last tokens share a block with the output, and each sample's output is its own.
-            start = facts.num_prompt_tokens - facts.num_prompt_tokens % self._page_size
-            sample.token_ids[start:] = [self.token(number, place) for place in range(start, num_tokens)]
+            # Each by its own blocks: the prompt's last tokens may share one with the output, and the first sample may have ended before it hashed all of the prompt.
+            sample.token_ids[:] = [self.token(number, place) for place in range(num_tokens)]
 
     def _own_number(self, number: int, index: int) -> int:
         key = number, index
