@@ -1,16 +1,21 @@
 """Stalls as the flight recorder counts them while an engine runs, against their definition on the schedules of the whole run."""
 
 import random
+from array import array
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from sarathi_jax.engine.stall_spotter import StallSpotter
 from sarathi_jax.engine.stalls import stalls_by_request
+from sarathi_jax.engine.step_notes import Decodes, StepNote
 from sarathi_jax.sampling_params import SamplingParams
 from sarathi_jax.scheduling.policies.sarathi import SarathiPolicy
 from sarathi_jax.scheduling.policy import Plan, View
-from sarathi_jax.scheduling.request import Request
+from sarathi_jax.scheduling.request import Request, RequestState
+from sarathi_jax.scheduling.scheduler import Scheduler
 
 type MakeRig = Callable[..., Any]
 type Choose = Callable[[int, Sequence[Request]], Sequence[Request]]
@@ -77,3 +82,17 @@ def test_what_is_counted_at_once_is_what_the_schedules_come_to(
     assert rig.engine.recorder.num_stalls == expected
     assert num_microbatches > 1 or (expected > 0) is does_stall
     assert rig.engine.recorder.fault is None
+
+
+@pytest.mark.parametrize(("num_microbatches", "left_out"), [(1, [[], [7], [7], [7]]), (2, [[], [], [7], [7]])])
+def test_steps_that_only_read_on_may_leave_somebody_out(num_microbatches: int, left_out: list[list[int]]) -> None:
+    """They look as if nothing had changed, but in a pipeline a decode's turn comes while they go on."""
+    limits: dict[str, Any] = {"num_pages": 8, "max_num_seqs": 4, "token_budget": 8, "max_model_len": 8, "vocab_size": 8}
+    scheduler = Scheduler("sarathi", num_microbatches=num_microbatches, **limits)
+    decode: Any = SimpleNamespace(state=RequestState.RUNNING, is_prefilling=False, num_tokens=5, max_num_tokens=8)
+    spotter = StallSpotter(scheduler, {7: decode})
+    held, nobody = Decodes((7,), array("i", [4])), Decodes((), array("i"))
+    chunk = (0, 8, 0, 4, False)
+    notes = [StepNote(0, held, 0, (), (), (), ())]
+    notes += [StepNote(step, nobody, step - 1, (chunk,), (), (), ()) for step in (1, 2, 3)]
+    assert [list(spotter.take(note)) for note in notes] == left_out
