@@ -51,7 +51,8 @@ def draw_capacity(report: "PaperReport") -> "Figure":
             axes.margins(y=0.15)
     for row in panels:
         row[0].set_ylabel("requests a second")
-    panels[0][0].legend(fontsize=7)
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(POLICIES), fontsize=8)
     return figure
 
 
