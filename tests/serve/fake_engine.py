@@ -149,7 +149,8 @@ class FakeDevice:
         if row.is_first:
             self._history[row.batch_slot] = list(row.context_token_ids)
             self._said.pop(row.batch_slot, None)
-        history, end = self._history[row.batch_slot], row.start + row.num_tokens
+        # Where the step before never came here, what this one makes means nothing, as on a device: it is lost with that one.
+        history, end = self._history.setdefault(row.batch_slot, []), row.start + row.num_tokens
         if row.token_ids is not None:
             history[row.start :] = row.token_ids
         if not row.does_sample:

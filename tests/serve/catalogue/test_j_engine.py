@@ -93,6 +93,16 @@ def test_steps_that_fail_cost_no_request(serving: Any, well: Any) -> None:
     well(server)
 
 
+def test_a_step_that_never_began_costs_no_request(serving: Any, well: Any) -> None:
+    """B-J01: the one behind it, which goes on with the same prompt, is under way by then."""
+    expected = texts(serving().post(COMPLETIONS, body(1)))
+    server = serving(engine={"faults": "step.raise.before@0", "token_budget": 16})
+    pid = server.engine_pid
+    assert texts(server.post(COMPLETIONS, body(1))) == expected
+    assert server.engine_pid == pid
+    well(server)
+
+
 def test_a_poisonous_request_ends_alone(serving: Any, judge: Any, well: Any) -> None:
     """B-J02: whole or as a stream, it gets its error, and the 15 beside it their texts."""
     poison = 400
