@@ -113,7 +113,7 @@ def open_page(browser: "Browser", watched: Watched) -> Iterator[Callable[..., "P
 
     def open_one(url: str, view: str = "chat", **options: object) -> "Page":
         context = browser.new_context(**options)  # pyright: ignore[reportArgumentType]
-        context.set_default_timeout(15000)
+        context.set_default_timeout(60_000)  # a machine that runs other tests gives a browser little
         contexts.append(context)
         page = context.new_page()
         watched.watch(page, url)
