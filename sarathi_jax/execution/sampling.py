@@ -94,16 +94,20 @@ def _first(mask: jax.Array) -> jax.Array:
 
 
 def _times(controls: SamplingControls, num_times: int) -> jax.Array:
-    """f32[R, num_times]: exponentially distributed, from fold_in(key(seed), position).
-
-    Short ones have their full precision, down to 1e-10: what is improbable must win as seldom as it should.
-    """
+    """f32[R, num_times]: exponentially distributed, from fold_in(key(seed), position)."""
 
     def row_bits(seed: jax.Array, position: jax.Array) -> jax.Array:
         key = jax.random.wrap_key_data(seed[::-1], impl="threefry2x32")
         return jax.random.bits(jax.random.fold_in(key, position), (num_times,))
 
-    bits = jax.vmap(row_bits)(controls.seed, controls.position)
+    return times_of(jax.vmap(row_bits)(controls.seed, controls.position))
+
+
+def times_of(bits: jax.Array) -> jax.Array:
+    """u32 of random bits as exponentially distributed f32, from 1e-10 to 17: all finite, so that a weight is never lost.
+
+    Short ones have their full precision: what is improbable must win as seldom as it should.
+    """
     uniforms = (bits.astype(jnp.float32) + 0.5) * 2.0**-32
     return -jnp.log1p(-jnp.minimum(uniforms, 1.0 - 2.0**-24))
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sarathi_jax.execution.sampling import SamplingControls, greedy, race, sample
+from sarathi_jax.execution.sampling import SamplingControls, greedy, race, sample, times_of
 
 SAMPLE, GREEDY = jax.jit(sample), jax.jit(greedy)
 RNG = np.random.default_rng
@@ -183,6 +183,14 @@ def test_a_column_of_no_weight_never_wins(seed: int, density: float, time: float
     weights[:, 500] += 1e-30
     columns = jax.jit(race)(weights.astype(np.float32), np.full((3, 1000), time, np.float32))
     assert (weights[np.arange(3), columns] > 0).all()
+
+
+def test_times_reach_from_the_shortest_to_the_longest():
+    bits = np.array([0, 1, 2**20, 2**31, 2**32 - 1], np.uint32)
+    exact = -np.log1p(-np.minimum((bits.astype(np.float64) + 0.5) / 2**32, 1 - 2.0**-24))
+    times = np.asarray(jax.jit(times_of)(bits))
+    assert (times[0], times[-1]) == (np.float32(SHORTEST), np.float32(LONGEST))
+    np.testing.assert_allclose(times, exact, rtol=1e-6)
 
 
 def test_who_needs_least_time_for_its_weight_wins():
