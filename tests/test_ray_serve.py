@@ -117,15 +117,17 @@ def test_a_wrong_request_is_answered_and_costs_nobody_anything(replica: Any, bod
 
 
 def test_who_leaves_is_aborted(replica: Any) -> None:
+    story = "a story that takes a minute " * 2000
+
     async def leave() -> None:
-        answer = await replica(request_of(b'{"prompt": "a long story that nobody hears to its end"}'))
+        answer = await replica(request_of(json.dumps({"prompt": story}).encode()))
         lines = answer.body_iterator
         await anext(lines)
         await lines.aclose()
 
     asyncio.run(leave())
     asyncio.run(ask(replica, prompt="somebody else"))
-    assert replica._llm.engine.aborted == ["a long story that nobody hears to its end"]
+    assert replica._llm.engine.aborted == [story]
 
 
 @pytest.mark.parametrize("is_late", [False, True])
