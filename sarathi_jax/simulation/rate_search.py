@@ -6,6 +6,7 @@ from dataclasses import dataclass
 MAX_TRIALS = 40
 MAX_FACTOR = 2.0**16  # from the guess to the last rate that is tried
 GRANULARITY = 0.025
+ROUNDING = 1e-9  # a ratio that is the granularity by construction comes out a few times 1e-16 beside it
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ def find_capacity(
     trials: list[Trial] = []
     held: Trial | None = None
     low, high, rate = 0.0, float("inf"), guess
-    while len(trials) < MAX_TRIALS and not (low and high <= low * (1 + granularity)):
+    while len(trials) < MAX_TRIALS and not (low and high <= low * (1 + granularity + ROUNDING)):
         trial = trial_at(rate)
         trials.append(trial)
         if trial.does_hold:

@@ -97,6 +97,16 @@ def test_a_good_guess_takes_fewer_trials_with_a_small_step(limit: float) -> None
     assert len(find_capacity(lambda rate: step_trial(rate, limit)).trials) == 7
 
 
+@pytest.mark.parametrize("guess", [0.0936, 0.97, 1.0, 2.6503, 30.0])
+@pytest.mark.parametrize(("share", "num_trials"), [(1.01, 2), (0.98, 2), (0.96, 4), (0.94, 4)])
+def test_a_search_whose_steps_are_its_granularity_ends_when_two_rates_are_one_step_apart(
+    guess: float, share: float, num_trials: int
+) -> None:
+    """Whatever the guess: 1.025 twice over is above 1.025 by rounding for some, and one more trial would tell nothing."""
+    found = find_capacity(lambda rate: step_trial(rate, share * guess), guess=guess, step=1.025)
+    assert len(found.trials) == num_trials
+
+
 def test_f17_a_rate_that_nothing_holds_is_no_capacity() -> None:
     found = find_capacity(lambda rate: step_trial(rate, 0.0))
     assert (found.requests_per_s, found.at) == (0.0, None)
