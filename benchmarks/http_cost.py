@@ -19,6 +19,7 @@ import uvloop
 
 from benchmarks.server_process import ServerProcess, circumstances, cpu_s, flags_of, served
 from sarathi_jax import LLM, SamplingParams
+from sarathi_jax.cpu_defaults import claim_process
 
 ENGINE = {"max_num_seqs": 16, "token_budget": 128}
 
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
+    claim_process()  # as the server's engine does: both sides have as many threads
     with served(*flags_of(ENGINE)) as server:
         llm = LLM("demo", progress=False, **ENGINE)
         runs: list[dict[str, Any]] = []

@@ -9,6 +9,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from sarathi_jax.gpu_defaults import import_jax_quietly
+
 if TYPE_CHECKING:
     from sarathi_jax.config import EngineConfig
     from sarathi_jax.follow import follow
@@ -42,11 +44,14 @@ _HOMES = {
     "load_model": "sarathi_jax.generate",
     "restore": "sarathi_jax.restore",
 }
+_WITHOUT_JAX = ("EngineConfig", "SamplingParams", "StructuredOutput")
 
 
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'sarathi_jax' has no attribute {name!r}; it has {', '.join(__all__)}")
+    if name not in _WITHOUT_JAX:
+        import_jax_quietly()
     value = getattr(import_module(_HOMES[name]), name)
     globals()[name] = value
     return value

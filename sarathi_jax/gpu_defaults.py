@@ -6,11 +6,11 @@ Whatever the user has set stays as it is. Known without importing jax, which rea
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 DRIVER_DEVICES = ("/dev/nvidiactl", "/dev/dxg")  # Linux, and Linux under Windows
 PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
@@ -117,19 +117,35 @@ def use_cpu() -> None:
             jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
 
 
-def import_jax_quietly(*, makes_devices: bool = True) -> None:
-    """With the plugin and without a driver, each of jax's CUDA libraries says on standard error that it finds none, whatever log level is set.
+def start_on_cpu() -> None:
+    """`use_cpu`, with the devices made at once: for what runs no model, and may need them deep inside."""
+    use_cpu()
+    with suppress(RuntimeError):  # whoever needs them asks again, and hears why there are none
+        devices()
 
-    makes_devices: not if this process has to join others first, since jax makes its devices once."""
-    if not has_plugin() or has_driver() or "jax" in sys.modules:
-        return
-    with (
-        quiet_libraries(),
-        suppress(RuntimeError),
-    ):  # whoever needs the devices asks again, and hears why there are none
-        jax = import_module("jax")
-        if makes_devices:
-            jax.devices()
+
+def import_jax_quietly() -> None:
+    """Import jax, `quiet_without_driver`."""
+    if "jax" not in sys.modules:
+        with quiet_without_driver():
+            import_module("jax")
+
+
+def devices(platform: str | None = None) -> list[Any]:
+    """jax's devices, made `quiet_without_driver` if there were none yet. Raises: RuntimeError if jax finds none."""
+    import_jax_quietly()
+    import jax
+
+    with quiet_without_driver():
+        return jax.devices(platform)
+
+
+@contextmanager
+def quiet_without_driver() -> Iterator[None]:
+    """With the plugin and without a driver, each of jax's CUDA libraries says on standard error that it finds none, when jax is imported and when its devices are
+    made, whatever log level is set: not in here."""
+    with quiet_libraries() if has_plugin() and not has_driver() else nullcontext():
+        yield
 
 
 @contextmanager

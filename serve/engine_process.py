@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sarathi_jax.config import EngineConfig
+from sarathi_jax.cpu_defaults import claim_process
 from sarathi_jax.errors import EngineError, ModelError, RequestError, SarathiError
 from sarathi_jax.gpu_defaults import apply_defaults, import_jax_quietly
-from sarathi_jax.group.place import find_place
 from sarathi_jax.outputs import StreamEvent
 from sarathi_jax.serve.constraint_queue import ConstraintQueue
 from sarathi_jax.serve.explainer import Explainer
@@ -108,7 +108,8 @@ def start_engine(start: Start, link: EngineLink) -> "StartedEngine":
     """Load and compile. Raises: SarathiError."""
     config = EngineConfig(**start.options)
     apply_defaults()
-    import_jax_quietly(makes_devices=find_place(config) is None)
+    import_jax_quietly()
+    claim_process()
     from sarathi_jax.started_engine import StartedEngine  # now that jax has been told where to run
 
     def found(source: "ModelSource") -> None:

@@ -1,6 +1,8 @@
 """What is set before jax starts: only where there is a GPU, only what the user has left open, each with a reason."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -71,3 +73,21 @@ def test_each_has_a_reason_and_options_are_for_gpus_alone() -> None:
     assert all(len(each.reason) > 30 for each in every)
     assert gpu_defaults.compiler_options("gpu") == {"xla_disable_hlo_passes": "rematerialization"}
     assert gpu_defaults.compiler_options("cpu") == {}
+
+
+@pytest.mark.skipif(
+    gpu_defaults.has_driver() or not gpu_defaults.has_plugin(),
+    reason="jax says nothing of GPUs where all is as it has to be",
+)
+@pytest.mark.parametrize(
+    "program",
+    [
+        "from sarathi_jax import LLM; from sarathi_jax.sharding.mesh import make_mesh; make_mesh({})",
+        "from sarathi_jax.gpu_defaults import start_on_cpu; start_on_cpu(); import jax; jax.numpy.zeros(1)",
+    ],
+)
+def test_the_plugin_without_a_driver_is_no_reason_to_complain(program: str) -> None:
+    """Nor in a program of one's own: nothing comes to standard error, past Python or through it."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "TF_CPP"))}
+    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert run.stderr == ""

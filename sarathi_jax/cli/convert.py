@@ -12,7 +12,7 @@ import time
 from tqdm import tqdm
 
 from sarathi_jax.cli.options import Parser
-from sarathi_jax.gpu_defaults import use_cpu
+from sarathi_jax.gpu_defaults import start_on_cpu
 
 DTYPES = ("float32", "bfloat16", "float16")
 EXAMPLES = """  sarathi-jax convert demo demo-orbax
@@ -29,7 +29,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    use_cpu()  # no device takes part
+    start_on_cpu()  # no device takes part
     from sarathi_jax.checkpoints.convert import convert  # here: jax takes over a second to import
 
     start_s = time.monotonic()

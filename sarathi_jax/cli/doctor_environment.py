@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from sarathi_jax import __version__
-from sarathi_jax.gpu_defaults import has_driver, has_plugin
+from sarathi_jax.gpu_defaults import devices, has_driver, has_plugin
 
 NEEDED = (
     "jax",
@@ -95,14 +95,12 @@ def release(text: str) -> tuple[int, ...]:
 
 
 def add_devices(report: dict[str, Any]) -> None:
-    import jax  # here, so that `doctor` can say that it is missing and `--help` does not wait for it
-
     try:
-        devices = jax.devices()
+        found = devices()
     except RuntimeError as error:
         report["problems"].append(f"jax finds no device: {' '.join(str(error).split())}")
         return
-    for device in devices:
+    for device in found:
         memory = device.memory_stats() or {}
         report["devices"].append(
             {
@@ -120,8 +118,6 @@ def add_kernels(report: dict[str, Any]) -> None:
 
     if not report["devices"]:
         return
-    import jax
-
-    use = registry.use_on(jax.devices()[0], "bfloat16", 128)
+    use = registry.use_on(devices()[0], "bfloat16", 128)
     for name, implementation in registry.OPERATIONS["ragged_paged_attention"].items():
         report["kernels"][name] = implementation.obstacle(use) or "can run"

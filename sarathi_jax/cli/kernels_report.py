@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sarathi_jax.cli.options import Parser
 from sarathi_jax.errors import ConfigError
-from sarathi_jax.gpu_defaults import use_cpu
+from sarathi_jax.gpu_defaults import start_on_cpu
 
 EXAMPLES = """  sarathi-jax kernels report
   sarathi-jax kernels report --json
@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     if not find_spec("triton"):
         raise ConfigError("kernels report needs triton, got none: pip install 'sarathi-jax[aot]'.")
     os.environ.pop("TRITON_INTERPRET", None)  # an interpreted kernel can't be compiled
-    use_cpu()
+    start_on_cpu()
     from sarathi_jax.kernels.compile_report import compile_all, table
 
     reports = compile_all()

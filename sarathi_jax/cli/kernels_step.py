@@ -12,7 +12,7 @@ from typing import Any
 from sarathi_jax.cli.options import Parser, UsageError
 from sarathi_jax.config import EngineConfig
 from sarathi_jax.execution.buckets import Bucket, Variant
-from sarathi_jax.gpu_defaults import use_cpu
+from sarathi_jax.gpu_defaults import start_on_cpu
 from sarathi_jax.simulation.hardware import default_system
 from sarathi_jax.simulation.links import Links
 
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
 def report_mesh(args: argparse.Namespace, mesh_text: str) -> list[dict[str, Any]]:
     """Both steps on one mesh."""
-    use_cpu()  # the GPUs are described, whatever is here
+    start_on_cpu()  # the GPUs are described, whatever is here
     from sarathi_jax.checkpoints.model_source import find_model
     from sarathi_jax.lab.described_gpus import DESCRIBED_GPUS, GPUS_PER_HOST, described_mesh
     from sarathi_jax.lab.step_report import report_step

@@ -13,6 +13,7 @@ from typing import Protocol, cast
 from sarathi_jax import __version__
 from sarathi_jax.cli.model_options import place_of
 from sarathi_jax.cli.options import Parser, UsageError, did_you_mean
+from sarathi_jax.cpu_defaults import claim_process
 from sarathi_jax.errors import EngineError, SarathiError
 from sarathi_jax.gpu_defaults import apply_defaults, import_jax_quietly
 
@@ -129,7 +130,8 @@ def run_command(name: str, words: Sequence[str]) -> int:
         command = command_module("follow")  # whatever the command: process 0 runs it
     if needs_jax(command, args):
         apply_defaults()
-        import_jax_quietly(makes_devices=place is None)
+        import_jax_quietly()
+        claim_process()
     return command.run(args)
 
 

@@ -14,7 +14,7 @@ from sarathi_jax.cli.hardware_options import add_hardware_arguments, add_shape_a
 from sarathi_jax.cli.model_options import model_name
 from sarathi_jax.cli.options import Parser, UsageError, add_fields, given_fields
 from sarathi_jax.config import EngineConfig
-from sarathi_jax.gpu_defaults import use_cpu
+from sarathi_jax.gpu_defaults import start_on_cpu
 
 if TYPE_CHECKING:
     from sarathi_jax.lab.plan_task import Planned, PlanTask
@@ -80,7 +80,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Returns 1 if the one mesh that was asked for can't be."""
-    use_cpu()  # the GPUs are described, whatever is here
+    start_on_cpu()  # the GPUs are described, whatever is here
     from sarathi_jax.cli.plan_plot import plot_layouts
     from sarathi_jax.cli.plan_report import describe_plan, plan_json
     from sarathi_jax.cli.timeline import check_plotting

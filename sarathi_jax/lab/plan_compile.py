@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import jax
 
 from sarathi_jax.execution.buckets import Bucket, Variant
-from sarathi_jax.gpu_defaults import quiet_libraries
+from sarathi_jax.gpu_defaults import devices, quiet_libraries
 from sarathi_jax.lab.described_gpus import DESCRIBED_GPUS, can_describe, described_mesh
 from sarathi_jax.lab.plan import Deployment
 from sarathi_jax.lab.step_report import StepReport, report_step
@@ -84,4 +84,4 @@ def stand_in_mesh(shape: Mapping[str, int]) -> jax.sharding.Mesh:
         num_devices *= size
     with suppress(RuntimeError):  # it has: whether they are enough shows below
         jax.config.update("jax_num_cpu_devices", num_devices)
-    return make_mesh(shape, jax.devices("cpu"))
+    return make_mesh(shape, devices("cpu"))

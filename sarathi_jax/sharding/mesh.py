@@ -9,6 +9,7 @@ import numpy as np
 
 from sarathi_jax.errors import ConfigError
 from sarathi_jax.gpu_defaults import apply_defaults
+from sarathi_jax.gpu_defaults import devices as all_devices
 
 AXES = ("data", "stage", "expert", "tensor")
 
@@ -21,7 +22,7 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) ->
     """
     if devices is None:
         apply_defaults()
-        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+        devices = sorted(all_devices(), key=lambda device: (device.process_index, device.id))
     sizes = {axis: shape.get(axis, 1) for axis in AXES if axis in shape or axis == "tensor"}
     assert shape.keys() <= sizes.keys(), "axes of a mesh are those of AXES"
     num_devices = math.prod(sizes.values())
