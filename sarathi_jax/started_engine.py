@@ -9,7 +9,6 @@ from pathlib import Path
 from sarathi_jax.checkpoints.model_source import ModelSource, find_model
 from sarathi_jax.clock import Clock, WallClock
 from sarathi_jax.config import EngineConfig
-from sarathi_jax.cpu_defaults import choose_threads
 from sarathi_jax.engine.engine import Engine
 from sarathi_jax.engine.faulty_executor import FaultyExecutor
 from sarathi_jax.engine.flight_recorder import FlightRecorder
@@ -67,7 +66,6 @@ class StartedEngine:
     def _start(self, group: LedGroup | None, progress: bool, found: Callable[[ModelSource], Tokenizer | None]) -> None:
         config = self.config
         source = self.source = find_model(config.model, is_dummy=config.load_format == "dummy")
-        choose_threads(source.config.hidden_size)
         tokenizer = found(source)
         self.constraints = _make_constraints(source, self._has_grammar_checker)
         make_policy(config.policy).check(least_limits(config, source.config))

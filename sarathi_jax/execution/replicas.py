@@ -10,6 +10,7 @@ from sarathi_jax.checkpoints.finite import check_finite
 from sarathi_jax.checkpoints.loader import dummy_params, load_params
 from sarathi_jax.checkpoints.model_source import ModelSource
 from sarathi_jax.config import EngineConfig
+from sarathi_jax.cpu_defaults import choose_threads
 from sarathi_jax.execution.buckets import Variant
 from sarathi_jax.execution.build import EnginePrograms, build_runner, choose_dtype, memory_named
 from sarathi_jax.execution.device_runner import LocalRunner
@@ -43,6 +44,7 @@ def build_replicas(
 ) -> list[Replica]:
     """Load the model onto its mesh and compile its programs, for one replica after the other. Args, raises: as `build_runner`'s."""
     replicas = []
+    choose_threads(source.config.hidden_size)
     use_compile_cache(config.compile_cache)
     if group is not None:
         agree_on_cache(group)
