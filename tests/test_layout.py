@@ -15,7 +15,17 @@ ROOT = Path(__file__).parent.parent
 CODE_FOLDERS = ("sarathi_jax", "kernels", "models", "serve", "tests", "benchmarks", "examples")
 
 # What each part of the package may import from it. `sarathi_jax.x.y` belongs to x.
-BASE = ["errors", "clock", "gpu_defaults", "cpu_defaults", "structured", "sampling_params", "config", "outputs", "faults"]
+BASE = [
+    "errors",
+    "clock",
+    "gpu_defaults",
+    "cpu_defaults",
+    "structured",
+    "sampling_params",
+    "config",
+    "outputs",
+    "faults",
+]
 HOST = [*BASE, "text", "scheduling", "engine", "simulation", "group", "client"]
 DEVICE = [*BASE, "kernels", "models", "sharding", "checkpoints", "execution"]
 TOP = ["generate", "restore", "profiling", "started_engine", "llm", "follow", "lab", "serve", "cli"]

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from benchmarks.peers.load import Order
 from benchmarks.peers.play import Play, play_in_steps, serve_loads
 from sarathi_jax import LLM, SamplingParams
+from sarathi_jax.cpu_defaults import claim_process
 
 PAGE_SIZE = 16
 
@@ -39,4 +40,5 @@ def start(order: Order) -> Play:
 
 
 if __name__ == "__main__":
+    claim_process()  # it runs this one model, as a command does
     serve_loads(start, ["jax", "jaxlib", "numpy"])
