@@ -1,6 +1,8 @@
 """Threads of steps on a CPU: fewer only for a narrow model, in a process that runs no other, and where nobody else has a say."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -63,3 +65,24 @@ def test_a_gpu_does_without_unless_it_is_not_to_be_used(
 def test_an_engine_chooses_by_its_model(process: pytest.MonkeyPatch) -> None:
     LLM("demo", progress=False, max_num_seqs=1, token_budget=16, max_model_len=32).close()
     assert threads() == {"PJRT_NPROC": "1"}
+
+
+OPTIONS = {"max_num_seqs": 1, "token_budget": 16, "max_model_len": 32}
+FLAGS = [word for name, value in OPTIONS.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+COMMAND = f"""
+from sarathi_jax.cli.main import main
+main(["generate", "demo", "--prompt", "2+3=", "--max-tokens", "1", *{FLAGS}])
+"""
+SERVERS_ENGINE = f"""
+from unittest.mock import Mock
+from sarathi_jax.serve.engine_process import start_engine
+from sarathi_jax.serve.messages import Start
+start_engine(Start({{"model": "demo", **{OPTIONS}}}, False, "text", "info"), Mock()).close()
+"""
+
+
+@pytest.mark.parametrize("program", [COMMAND, SERVERS_ENGINE])
+def test_commands_and_the_servers_engine_claim_their_process(process: pytest.MonkeyPatch, program: str) -> None:
+    program += "import os\nprint(os.environ.get('PJRT_NPROC'))"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "1"
