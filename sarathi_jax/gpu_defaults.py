@@ -10,10 +10,13 @@ from contextlib import contextmanager, nullcontext, suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from threading import RLock
 from typing import Any, NamedTuple
 
 DRIVER_DEVICES = ("/dev/nvidiactl", "/dev/dxg")  # Linux, and Linux under Windows
 PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
+
+_quieting = RLock()
 
 
 class Default(NamedTuple):
@@ -125,10 +128,15 @@ def start_on_cpu() -> None:
 
 
 def import_jax_quietly() -> None:
-    """Import jax, `quiet_without_driver`."""
-    if "jax" not in sys.modules:
-        with quiet_without_driver():
+    """Where importing jax would not be quiet, import it now, `quiet_without_driver`; elsewhere it is for whoever needs it, and may be missing."""
+    if is_noisy() and "jax" not in sys.modules:
+        with quiet_libraries():
             import_module("jax")
+
+
+def is_noisy() -> bool:
+    """Whether jax's CUDA libraries complain here: they are there, and no driver is."""
+    return has_plugin() and not has_driver()
 
 
 def devices(platform: str | None = None) -> list[Any]:
@@ -144,19 +152,20 @@ def devices(platform: str | None = None) -> list[Any]:
 def quiet_without_driver() -> Iterator[None]:
     """With the plugin and without a driver, each of jax's CUDA libraries says on standard error that it finds none, when jax is imported and when its devices are
     made, whatever log level is set: not in here."""
-    with quiet_libraries() if has_plugin() and not has_driver() else nullcontext():
+    with quiet_libraries() if is_noisy() else nullcontext():
         yield
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Whatever goes to standard error meanwhile is lost, also what libraries write past Python. Exceptions are not."""
-    sys.stderr.flush()
-    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(nowhere)
+    with _quieting:  # two threads at a time, and one would put back what the other has turned off
+        sys.stderr.flush()
+        saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, 2)
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            os.close(nowhere)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from threading import Event, Thread
 
 import pytest
 
@@ -91,3 +92,36 @@ def test_the_plugin_without_a_driver_is_no_reason_to_complain(program: str) -> N
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "TF_CPP"))}
     run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert run.stderr == ""
+
+
+def test_jax_that_would_be_quiet_is_left_to_whoever_needs_it() -> None:
+    """So that `doctor` can say that it is missing, and commands without it start at once."""
+    program = (
+        "import sys; from sarathi_jax import gpu_defaults; gpu_defaults.has_plugin = lambda: False\n"
+        "gpu_defaults.import_jax_quietly(); print('jax' in sys.modules)"
+    )
+    assert subprocess.check_output([sys.executable, "-c", program], text=True) == "False\n"
+
+
+def test_two_threads_that_are_quiet_at_a_time_do_not_stay_so(capfd: pytest.CaptureFixture[str]) -> None:
+    """The one that began first ends first: without taking turns, the other would put back the silence."""
+    has_begun, may_end = Event(), Event()
+
+    def first() -> None:
+        with gpu_defaults.quiet_libraries():
+            has_begun.set()
+            may_end.wait(0.2)
+
+    def second() -> None:
+        has_begun.wait()
+        with gpu_defaults.quiet_libraries():
+            may_end.set()
+            threads[0].join(0.2)
+
+    threads = [Thread(target=first), Thread(target=second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    os.write(2, b"heard")
+    assert capfd.readouterr().err == "heard"

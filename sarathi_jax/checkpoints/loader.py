@@ -19,7 +19,6 @@ from tqdm import tqdm
 from sarathi_jax.checkpoints.tensor_folder import TensorSource
 from sarathi_jax.checkpoints.weight_files import open_weights
 from sarathi_jax.errors import ModelError
-from sarathi_jax.gpu_defaults import devices
 from sarathi_jax.models.config import ModelConfig
 from sarathi_jax.models.layout import Layout, lay_out
 from sarathi_jax.models.weights import Index, ParamSource
@@ -150,7 +149,7 @@ def as_dtype(path: str, block: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
 
 
 def _sharding(struct: jax.ShapeDtypeStruct) -> jax.sharding.Sharding:
-    return struct.sharding or jax.sharding.SingleDeviceSharding(devices()[0])
+    return struct.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
 def _num_bytes(struct: jax.ShapeDtypeStruct) -> int:
