@@ -68,7 +68,11 @@ class Replica:
         self._calls.put(call)
         if self._error is not None:
             call.tell(self._error)
-        first = await call.events.get()
+        try:
+            first = await call.events.get()
+        except asyncio.CancelledError:
+            call.has_left.set()
+            raise
         if isinstance(first, Exception):
             return JSONResponse({"error": str(first)}, 400 if isinstance(first, RequestError) else 503)
         return StreamingResponse(self._lines(call, first), media_type="application/jsonl")
@@ -104,10 +108,12 @@ class Replica:
         call = self._running.get(event.request_id)
         if call is None:
             return
-        if call.has_left.is_set():
+        has_left = call.has_left.is_set()  # read once: who leaves while being told is aborted at the next event
+        if has_left:
             self._llm.engine.abort(event.request_id)
-        call.tell(event)
-        if event.output is not None or call.has_left.is_set():
+        else:
+            call.tell(event)
+        if has_left or event.output is not None:
             del self._running[event.request_id]
 
     def _add(self, call: Call) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import importlib
 import json
 import sys
+import threading
 import time
 import types
 from collections.abc import Callable, Iterator
@@ -26,6 +27,8 @@ class SpellingEngine:
         self.aborted: list[str] = []
         self.most_at_once = 0
         self.error: Exception | None = None
+        self.may_step = threading.Event()
+        self.may_step.set()
 
     @property
     def has_unfinished(self) -> bool:
@@ -42,6 +45,7 @@ class SpellingEngine:
         self.left.pop(request_id, None)
 
     def step(self) -> list[StreamEvent]:
+        self.may_step.wait()
         time.sleep(0.001)
         if self.error is not None:
             raise self.error
@@ -116,18 +120,47 @@ def test_a_wrong_request_is_answered_and_costs_nobody_anything(replica: Any, bod
     assert asyncio.run(ask(replica, prompt="fine")) == (200, "fine")
 
 
+async def read_one_line_of(replica: Any, prompt: str) -> None:
+    answer = await replica(request_of(json.dumps({"prompt": prompt}).encode()))
+    lines = answer.body_iterator
+    await anext(lines)
+    await lines.aclose()
+
+
+async def give_up_waiting_for(replica: Any, prompt: str) -> None:
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(replica(request_of(json.dumps({"prompt": prompt}).encode())), 0.01)
+
+
+STORY = "a story that takes a minute " * 2000
+
+
 def test_who_leaves_is_aborted(replica: Any) -> None:
-    story = "a story that takes a minute " * 2000
-
-    async def leave() -> None:
-        answer = await replica(request_of(json.dumps({"prompt": story}).encode()))
-        lines = answer.body_iterator
-        await anext(lines)
-        await lines.aclose()
-
-    asyncio.run(leave())
+    asyncio.run(read_one_line_of(replica, STORY))
     asyncio.run(ask(replica, prompt="somebody else"))
-    assert replica._llm.engine.aborted == [story]
+    assert replica._llm.engine.aborted == [STORY]
+
+
+def test_who_leaves_while_being_told_is_aborted(example: Any, replica: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    tell = example.Call.tell
+
+    def tell_and_see_them_leave(call: Any, what: Any) -> None:
+        tell(call, what)
+        if call.prompt == STORY:
+            call.has_left.wait(10)
+
+    monkeypatch.setattr(example.Call, "tell", tell_and_see_them_leave)
+    asyncio.run(read_one_line_of(replica, STORY))
+    asyncio.run(ask(replica, prompt="somebody else"))
+    assert replica._llm.engine.aborted == [STORY]
+
+
+def test_who_leaves_before_the_first_letter_is_aborted(replica: Any) -> None:
+    replica._llm.engine.may_step.clear()
+    asyncio.run(give_up_waiting_for(replica, STORY))
+    replica._llm.engine.may_step.set()
+    asyncio.run(ask(replica, prompt="somebody else"))
+    assert replica._llm.engine.aborted == [STORY]
 
 
 @pytest.mark.parametrize("is_late", [False, True])
