@@ -15,7 +15,7 @@ class SchedulerLimits:
     max_num_partial_prefills: most requests that a step may leave with an unfinished prompt; None: no limit.
     long_prefill_token_threshold: most tokens of one prompt in one step; None: up to the budget.
     preempt_every_steps: force a preemption every so many steps (for tests); None: only when pages run out.
-    num_microbatches: steps under way at a time in a pipeline of as many stages; a request is in at most one of them.
+    num_microbatches: steps under way at a time in a pipeline of as many stages; a request decodes in at most one of them.
     is_head_of_line_blocking: whether a waiting request that does not fit holds back all that came after it (strict FCFS).
 
     Raises: ConfigError from the constructor if a number is out of range or contradicts another.

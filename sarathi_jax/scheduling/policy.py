@@ -128,9 +128,10 @@ class View:
 class Policy(Protocol):
     """Decides what the next step does.
 
-    A plan has to keep the token budget, give every request at most one chunk of at most what it is behind, and none to those under way, preempt only running
-    requests, give none of those a chunk, admit only requests with no row in flight, and no more than there are free slots, and take no more pages than there
-    are: an admitted request takes those of all tokens that it has, and of `num_reserved_tokens` if these are more, a running one those that its chunk needs.
+    A plan has to keep the token budget, give every request at most one chunk of at most what it is behind, and to those under way none but the next chunk of a
+    prompt, preempt only running requests, give none of those a chunk, admit only requests with no row in flight, and no more than there are free slots, and take
+    no more pages than there are: an admitted request takes those of all tokens that it has, and of `num_reserved_tokens` if these are more, a running one those
+    that its chunk needs.
     """
 
     def check(self, limits: SchedulerLimits) -> None:

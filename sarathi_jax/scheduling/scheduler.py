@@ -218,7 +218,7 @@ class Scheduler:
         assert num_tokens <= self.limits.token_budget, (
             f"the policy planned {num_tokens} tokens, over the budget of {self.limits.token_budget}"
         )
-        # Who is in a microbatch under way is in no plan, so that only steps beyond those leave tokens pending.
+        # No plan has a decode of who is in a microbatch under way, so that only steps beyond those leave tokens pending.
         may_be_pending = len(in_flight) >= self.limits.num_microbatches
         rows, requests, crossings = advance(
             plan, self.kv_pages, may_be_pending=may_be_pending, may_be_constrained=bool(self._constrained)

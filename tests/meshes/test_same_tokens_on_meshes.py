@@ -17,6 +17,7 @@ from sarathi_jax.checkpoints.model_config import read_model_config
 from sarathi_jax.clock import WallClock
 from sarathi_jax.config import EngineConfig
 from sarathi_jax.engine.engine import Engine
+from sarathi_jax.engine.executor import StepHandle
 from sarathi_jax.engine.replicas import EngineReplicas
 from sarathi_jax.execution.buckets import Bucket, BucketTable, Variant
 from sarathi_jax.execution.build import compile_engine
@@ -25,6 +26,7 @@ from sarathi_jax.generate import load_model
 from sarathi_jax.models import causal_lm_logits, param_sources
 from sarathi_jax.outputs import RequestOutput
 from sarathi_jax.sampling_params import SamplingParams
+from sarathi_jax.scheduling.schedule import Schedule
 from sarathi_jax.scheduling.scheduler import Scheduler
 from sarathi_jax.sharding.mesh import make_mesh, replica_meshes
 from sarathi_jax.sharding.model_state import abstract_model
@@ -197,11 +199,12 @@ class Residues:
 
 @dataclass(frozen=True)
 class MeshRun:
-    """What an engine on a mesh gave: tokens of each prompt, and how it went."""
+    """What an engine on a mesh gave: tokens of each prompt, and how it went. num_chained: steps of a pipeline that went on with a request of one under way."""
 
     outputs: list[RequestOutput]
     num_replicas_used: int
     max_in_flight: int
+    num_chained: int
 
     @property
     def tokens(self) -> list[list[int]]:
@@ -221,6 +224,7 @@ def run_on_mesh(
     mesh: dict[str, int],
     rules: Rules = MEGATRON,
     *,
+    policy: str = "sarathi",
     variants: Sequence[Variant] = (Variant.GREEDY,),
     failing: set[int] | None = None,
     is_constrained: bool = False,
@@ -228,7 +232,8 @@ def run_on_mesh(
 ) -> MeshRun:
     """All prompts twice, on an engine with preemptions and a prefix cache. failing: numbers of steps that fail. is_constrained: whether every other request is."""
     meshes = replica_meshes(make_mesh(mesh))
-    engines = [_make_engine(folder, each, rules, variants, place) for place, each in enumerate(meshes)]
+    engines = [_make_engine(folder, each, rules, policy, variants, place) for place, each in enumerate(meshes)]
+    is_chained = _watch_chains(engines[0])
     for each in engines:
         if failing:
             executor: Any = each.loop.executor
@@ -251,11 +256,29 @@ def run_on_mesh(
         each.scheduler.check_integrity()
     replicas = {record.replica for record in engine.records}
     engine.close()
-    return MeshRun([outputs[request_id] for request_id in request_ids], len(replicas), max_in_flight)
+    return MeshRun([outputs[request_id] for request_id in request_ids], len(replicas), max_in_flight, sum(is_chained))
+
+
+def _watch_chains(engine: Engine) -> list[bool]:
+    """Of each step, as it is submitted: whether stages are still at a step that has one of its requests, too."""
+    executor: Any = engine.loop.executor
+    scheduler, submit = engine.scheduler, executor.submit
+    submitted, is_chained = list[set[str]](), list[bool]()
+
+    def submit_and_look(schedule: Schedule) -> StepHandle:
+        names = {row.request_id for row in schedule.rows}
+        num_under_way = min(scheduler.num_in_flight, scheduler.limits.num_microbatches) - 1
+        under_way = submitted[len(submitted) - num_under_way :]
+        is_chained.append(any(names & other for other in under_way))
+        submitted.append(names)
+        return submit(schedule)
+
+    executor.submit = submit_and_look
+    return is_chained
 
 
 def _make_engine(
-    folder: Path, mesh: jax.sharding.Mesh, rules: Rules, variants: Sequence[Variant], replica: int
+    folder: Path, mesh: jax.sharding.Mesh, rules: Rules, policy: str, variants: Sequence[Variant], replica: int
 ) -> Engine:
     config = read_model_config(folder)
     state = abstract_model(config, jnp.dtype("float32"), mesh, rules)
@@ -263,7 +286,7 @@ def _make_engine(
     programs = compile_engine(state, ENGINE, table, progress=False)
     params = state.flat(load_params(folder, config, state.parameters, state.layout))
     scheduler = Scheduler(
-        "sarathi",
+        policy,
         num_pages=programs.geometry.num_pages,
         page_size=ENGINE.page_size,
         token_budget=ENGINE.step_tokens,
@@ -314,6 +337,23 @@ def test_tokens_are_those_of_one_device(family: str, name: str, make_family: Cal
     assert run.num_prefix_hit_tokens > 0
     assert run.num_replicas_used == mesh.get("data", 1)
     assert run.max_in_flight >= mesh.get("stage", 1)
+
+
+@pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.3, "prompt_logprobs": 1}], ids=["greedy", "full"])
+@pytest.mark.parametrize("name", ["stage 2", "stage 4", "stage 2 x tensor 4"])
+def test_chunks_of_a_prompt_behind_one_another_give_the_same_tokens(
+    name: str, options: dict[str, Any], make_family: Callable[[str], FamilyModel]
+) -> None:
+    """A stage reads a prompt's next chunk while later ones are still at the chunk before it; penalties remember what each chunk held."""
+    model = make_family("mistral")
+    variants = (Variant.GREEDY, Variant.FULL) if options else (Variant.GREEDY,)
+    chained, plain = (
+        run_on_mesh(model.folder, MESHES[name], policy=policy, variants=variants, **options)
+        for policy in ("slo", "sarathi")
+    )
+    assert (chained.num_chained > 0, plain.num_chained > 0) == (True, False)
+    assert chained.tokens == plain.tokens
+    assert (chained.tokens == model.tokens * 2) is not bool(options)
 
 
 @pytest.mark.parametrize("rules", [REPLICATED, SEQUENCE], ids=["replicated", "sequence"])

@@ -32,7 +32,8 @@ class Claims:
     is_hybrid: a step holds a token of every decode, whatever else; else it reads prompts or decodes, never both. has_turns: prompts only get every other
     step. is_whole: prompts are never split. is_reserving: a request takes the pages of the longest at its admission, and nobody is preempted.
     is_closed: nobody joins those who run once they decode. is_by_arrival: who came first is let in first, and who came last loses its pages first; else the policy
-    has an order of its own, in which nobody is overtaken for ever by those who come later.
+    has an order of its own, in which nobody is overtaken for ever by those who come later. does_chain: in a pipeline a prompt may be in several microbatches, one
+    behind the other.
     """
 
     is_hybrid: bool = True
@@ -41,6 +42,7 @@ class Claims:
     is_reserving: bool = False
     is_closed: bool = False
     is_by_arrival: bool = True
+    does_chain: bool = False
 
     def sizes(self, sizes: Mapping[str, Any]) -> dict[str, Any]:
         """These sizes, with what the policy needs on top, so that they stay as scarce as they were."""
@@ -59,7 +61,7 @@ CLAIMS = {
     "orca": Claims(is_whole=True, is_reserving=True),
     "request_level": Claims(is_hybrid=False, is_whole=True, is_reserving=True, is_closed=True),
     "alternating": Claims(is_hybrid=False, has_turns=True),
-    "slo": Claims(is_by_arrival=False),
+    "slo": Claims(is_by_arrival=False, does_chain=True),
 }
 
 

@@ -29,17 +29,33 @@ def make_pipeline(make_policy: Make, make_machine: Make, line_times: Make) -> Ca
 
 
 @pytest.mark.parametrize(
-    ("num_prompts", "expected"),
+    ("lengths", "expected"),
     [
         # A token of 2048 takes 0.1039 ms; of 768 1.06 times as long, of 640 1.083 times: over 1.08.
-        (1, 768),  # the other microbatch would have nothing to read, and wait
-        (2, 2048),
+        ([1500], 768),  # a larger one would leave the other microbatch less to read than this one
+        ([3000], 1408),
+        ([5000], 2048),  # its next chunk goes right behind
+        ([2100, 2100], 2048),
     ],
 )
-def test_f22_microbatches_are_alike(num_prompts: int, expected: int, make_pipeline: Make, make_request: Make):
+def test_f22_microbatches_are_alike(lengths: list[int], expected: int, make_pipeline: Make, make_request: Make):
     machine = make_pipeline(10_000)
-    machine.add(*(make_request(str(index), 5000) for index in range(num_prompts)))
+    machine.add(*(make_request(str(index), length) for index, length in enumerate(lengths)))
     assert sum(num_tokens for _, num_tokens in planned(machine, 0.0)) == expected
+
+
+def test_f22_a_prompts_chunks_follow_one_another_and_its_decodes_do_not(make_pipeline: Make, make_request: Make):
+    """Two microbatches are under way at a time: 5,000 tokens go through without a gap, and the token after them is there when the last of them have left."""
+    machine = make_pipeline(10_000)
+    machine.add(make_request("prompt", 5000, max_tokens=2))
+    scheduler, schedules = machine.scheduler, list[Schedule]()
+    while (schedule := scheduler.schedule(0.0)) is not None:
+        schedules.append(schedule)
+        if len(schedules) > 1:
+            scheduler.complete(schedules[-2], StepResult([1]), 0.0)
+    assert [each.num_tokens for each in schedules] == [2048, 1408, 768, 768, 8]
+    scheduler.complete(schedules[-1], StepResult([1]), 0.0)
+    assert chunks(scheduler.schedule(0.0)) == {"prompt": 1}
 
 
 def test_a_full_house_gets_no_long_steps(make_pipeline: Make, make_request: Make):

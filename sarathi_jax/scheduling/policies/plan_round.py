@@ -15,6 +15,7 @@ class PlanRound:
     does_split_prompts: whether a prompt may be read over several steps. If not, a waiting request comes in only where the budget holds all that it has.
     does_reserve_max_len: whether an admitted request takes the pages of the longest request there may be, so that it never asks for more; admissions then
       need no watermark.
+    does_chain_chunks: whether a prompt's next chunk may go into a pipeline behind one that is under way. Each stage has computed the one before when it comes to it.
     victims: running requests that lose their pages whatever else is planned.
     """
 
@@ -24,6 +25,7 @@ class PlanRound:
         *,
         does_split_prompts: bool = True,
         does_reserve_max_len: bool = False,
+        does_chain_chunks: bool = False,
         victims: Sequence[Request] = (),
     ) -> None:
         self._view = view
@@ -38,6 +40,7 @@ class PlanRound:
         self._num_free_slots = view.num_free_slots
         self._num_partial_prefills = 0
         self._does_split_prompts = does_split_prompts
+        self._does_chain_chunks = does_chain_chunks
         self._num_reserved_tokens = limits.max_model_len if does_reserve_max_len else 0
         self._has_prefill = False
         self._decodes: list[Request] = []
@@ -77,17 +80,18 @@ class PlanRound:
         running, decodes, prefilling, place = self._running, self._decodes, list[Request](), 0
         # Only these need a look: they read, need a page, or have their last token in flight. All between them just go on.
         apart = [index for index, each in enumerate(running) if each.num_computed_tokens >= each.smooth_until]
-        max_decodes = self._max_decodes(apart)
+        max_decodes, under_way = self._max_decodes(apart), self._view.under_way
         for index in apart:
             request = running[index]
             decodes += self._not_under_way(running[place:index])
             place = index + 1
             if index >= self._num_kept:
                 break
-            if request in self._view.under_way:
-                continue
             if request.num_computed_tokens < request.num_prefill_tokens:
-                prefilling.append(request)
+                if self._does_chain_chunks or request not in under_way:
+                    prefilling.append(request)
+            elif request in under_way:
+                continue
             elif request.num_tokens >= request.max_num_tokens or len(decodes) >= max_decodes:
                 continue  # its last token is in flight, or it is another microbatch's
             elif request.num_computed_tokens < request.num_reserved_tokens or self._found_page(running, index):

@@ -1,7 +1,7 @@
 """Stall-free batching whose budget is time: each step holds every decode, and as much of prompts as fits before the first token is due.
 
 Nothing is to be tuned. What a step takes is predicted by `step_times`, which learns while it runs. After FairBatching (arXiv 2510.14392: a time budget and token
-deadlines), Niyama (arXiv 2503.22562: classes, relegation) and Medha (arXiv 2409.17264: slack in proportion to length):
+deadlines), Niyama (arXiv 2503.22562: classes, relegation) and Medha (arXiv 2409.17264: slack in proportion to length, chunks of a prompt in all stages at a time):
 
     budget      the largest bucket whose predicted time is within MARGIN of what the tightest decode may still take, or within less where the slowest of a
                 hundred steps take longer than said; the largest there is if nobody decodes
@@ -9,7 +9,8 @@ deadlines), Niyama (arXiv 2503.22562: classes, relegation) and Medha (arXiv 2409
                 or without one after STRETCH times what the prompt alone would take. The latter is cut off at CUT_OFF typical prompts: so nobody is overtaken by
                 those of the same or a higher number who came much later than that, which bounds starvation
     relegation  a prompt that can't keep its TTFT SLO any more lets pass those that can, until it has waited PATIENCE times its SLO
-    pipelines   microbatches have to be alike, since bubbles cost more than launches: the smallest bucket that is nearly as efficient as the largest, or a larger
+    pipelines   a prompt's next chunk goes in right behind the one before it, so that all stages read the prompt that is due first, each one part of it.
+                Microbatches have to be alike, since bubbles cost more than launches: the smallest bucket that is nearly as efficient as the largest, or a larger
                 one where prompts fill it in all microbatches, and few slots are taken (long steps make requests stay, and a full house ends prompts)
     pages       decodes that find none take them from the highest priority number, and there from whom it costs least: prompts before outputs, outputs with
                 slack before others
@@ -36,7 +37,7 @@ from sarathi_jax.scheduling.step_times import LearningStepTimes, StepLoad, StepT
 from sarathi_jax.scheduling.waiting_lines import WaitingLines
 
 MARGIN = 0.9
-STRETCH = 10.0
+STRETCH = 16.0
 CUT_OFF = 1.0
 PATIENCE = 10.0
 # Of a pipeline's bucket: time a token, over that of the largest one; share of the slots up to which a larger one may be taken.
@@ -102,7 +103,7 @@ class SloPolicy:
         """Any limits will do."""
 
     def plan(self, view: View) -> Plan:
-        plan = PlanRound(view, victims=cheapest_victims(view, self._rank))
+        plan = PlanRound(view, does_chain_chunks=True, victims=cheapest_victims(view, self._rank))
         prefilling = plan.add_decodes()
         prompts = prefilling + self._waiting(view) if plan.may_admit else prefilling
         if prompts:
@@ -247,15 +248,9 @@ class SloPolicy:
         # `default`: times that are no numbers compare with nothing.
         efficient = next((each for each, cost in zip(sizes, costs, strict=True) if cost <= EFFICIENT * costs[-1]), 0)
         is_roomy = len(view.running) <= ROOMY * view.limits.max_num_seqs
-        under_way = (request for request in view.under_way if request.is_prefilling)
-        lengths = [request.num_tokens - request.num_computed_tokens for request in (*under_way, *prompts)]
+        num_left = sum([request.num_tokens - request.num_computed_tokens for request in prompts])
         num_microbatches = view.limits.num_microbatches
-        balanced = [
-            size
-            for size in sizes
-            if size <= efficient
-            or (is_roomy and sum(min(length, size) for length in lengths) >= num_microbatches * size)
-        ]
+        balanced = [size for size in sizes if size <= efficient or (is_roomy and num_left >= num_microbatches * size)]
         return balanced or sizes[:1]
 
     # ---- pages

@@ -88,7 +88,7 @@ class World:
     """A scheduler, its device, and the checks. claims: the policy's. max_in_flight: steps that may be in flight when another is scheduled.
 
     priorities: one of which each request has. num_passed, num_spared: admissions before somebody who came earlier, and younger ones that kept their pages, for
-    their priority.
+    their priority. num_chained: chunks that followed one of the same prompt through a pipeline.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class World:
         self.num_added = 0
         self.num_scheduled: Counter[str] = Counter()
         self.priorities = priorities
-        self.num_passed = self.num_spared = 0
+        self.num_passed = self.num_spared = self.num_chained = 0
         self.last_admitted: dict[int, int] = {}
         self.has_failed = False
         self.oldest: tuple[object, int] = (None, 0)
@@ -142,6 +142,7 @@ class World:
         preempted = {name for name, number in before.items() if self.live[name].num_preemptions > number}
         rows = {} if schedule is None else {row.request_id: row for row in schedule.rows}
         self._check_decodes(decoding, preempted, set(rows))
+        self._check_under_way(reading, set(rows))
         if self.options["preempt_every_steps"] is None:
             self._check_victims(preempted, rows, oldest)
         if schedule is None:
@@ -300,15 +301,20 @@ class World:
         assert self.oldest[1] < 150 or not self.options["is_head_of_line_blocking"], f"{request} is stuck"
 
     def _check_decodes(self, decoding: set[str], preempted: set[str], rows: set[str]) -> None:
-        """I-18; in a pipeline F22: a request is in at most one of as many steps as there are stages, decodes are dealt out evenly over them."""
+        """I-18; in a pipeline F22: decodes are dealt out evenly over as many steps as there are stages."""
         if self.num_stages == 1:
             kept = decoding - preempted
             reads_alone = not self.claims.is_hybrid and bool(rows) and not rows & kept
             assert kept <= rows or reads_alone, "a decode is left out of a step"
             return
-        under_way = {row.request_id for schedule in self.in_flight[1 - self.num_stages :] for row in schedule.rows}
-        assert not under_way & rows, "a request is in two microbatches"
         assert len(decoding & rows - preempted) <= -(-len(decoding) // self.num_stages), "a microbatch has too many"
+
+    def _check_under_way(self, reading: set[str], rows: set[str]) -> None:
+        """F22: a request is in at most one of as many steps as there are stages; but for prompts whose chunks follow one another, if the policy claims that."""
+        newest = self.in_flight[1 - self.num_stages :] if self.num_stages > 1 else []
+        again = rows & {row.request_id for schedule in newest for row in schedule.rows}
+        assert not again or (self.claims.does_chain and again <= reading), "a request is in two microbatches"
+        self.num_chained += len(again)
 
     def _check_kinds(self, schedule: Schedule, reading: set[str]) -> None:
         """What a step reads and decodes is as the policy claims (F27); the next view tells of it."""

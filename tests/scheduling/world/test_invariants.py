@@ -83,7 +83,7 @@ def walk(make_world: MakeWorld, policy: str, first_seed: int, num_actions: int, 
             act(world, random)
         world.drain()
         seen += Counter(samples=len(world.num_scheduled), tokens=world.num_scheduled.total(), failures=world.has_failed)
-        seen += Counter(passed=world.num_passed, spared=world.num_spared)
+        seen += Counter(passed=world.num_passed, spared=world.num_spared, chained=world.num_chained)
     return seen
 
 
@@ -93,9 +93,12 @@ def test_20_000_random_actions_keep_every_invariant(make_world: MakeWorld) -> No
 
 
 @other_policies
-def test_f27_random_actions_keep_every_invariant_under_every_policy(make_world: MakeWorld, policy: str) -> None:
+def test_f27_random_actions_keep_every_invariant_under_every_policy(
+    make_world: MakeWorld, claims_of: Any, policy: str
+) -> None:
     seen = walk(make_world, policy, first_seed=500, num_actions=8_000)
     assert seen["samples"] > 800 and seen["tokens"] > 12_000
+    assert (seen["chained"] > 50) is claims_of(policy).does_chain
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))

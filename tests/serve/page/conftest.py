@@ -24,6 +24,7 @@ class Mock:
 
     def __init__(self, process: subprocess.Popen[str], url: str):
         self.process, self.url = process, url
+        self._num_cut_short = 0
 
     def play(self, act: str) -> None:
         """`drop` cuts the feeds of steps; any other word becomes the engine's state."""
@@ -31,15 +32,20 @@ class Mock:
 
     def requests(self) -> int:
         """How many requests the scheduler has, running or waiting."""
-        with urllib.request.urlopen(f"{self.url}mock/requests") as response:
-            return int(response.read())
+        return self._ask("requests")
 
     def wait_until_left(self) -> None:
-        """Until it has no request any more. Its answers are longer than this waits, so the page has to have closed them."""
-        deadline = time.monotonic() + 4
+        """Until it has no request any more. The page has to have closed some before their answers were complete, since this was called last."""
+        deadline = time.monotonic() + 30
         while self.requests():
             assert time.monotonic() < deadline, "a request was not closed"
             time.sleep(0.05)
+        before, self._num_cut_short = self._num_cut_short, self._ask("cut-short")
+        assert self._num_cut_short > before, "all answers were sent to their ends"
+
+    def _ask(self, what: str) -> int:
+        with urllib.request.urlopen(f"{self.url}mock/{what}") as response:
+            return int(response.read())
 
 
 @pytest.fixture(scope="module")

@@ -50,6 +50,7 @@ class MockRequest:
     times: list[float] = field(default_factory=list)
     queue: asyncio.Queue[float | None] = field(default_factory=asyncio.Queue)
     gone: bool = False
+    is_answered: bool = False
 
 
 class MockEngine:
@@ -63,6 +64,7 @@ class MockEngine:
         self.ids, self.numbers = itertools.count(1), itertools.count(1)
         self.listeners: set[asyncio.Queue[dict | None]] = set()
         self.state, self.now, self.cached = "ready", 0.0, 0
+        self.num_cut_short = 0
 
     def admit(self, prompt: int, max_tokens: int) -> MockRequest:
         request = MockRequest(f"chatcmpl-{next(self.ids):04x}", prompt, max_tokens, time.monotonic(), owes=prompt)
@@ -257,8 +259,10 @@ async def completion(engine: MockEngine, body: dict, text: str) -> AsyncIterator
         }
         yield sse({**head, "choices": [], "usage": usage, "timing": timing})
         yield "data: [DONE]\n\n"
+        request.is_answered = True
     finally:
         request.gone = True
+        engine.num_cut_short += not request.is_answered
 
 
 def logprob(piece: str, rng: random.Random) -> dict:
@@ -324,6 +328,10 @@ def add_play(app: FastAPI, engine: MockEngine) -> None:
     @app.get("/mock/requests")
     async def requests() -> int:
         return len([request for request in [*engine.running, *engine.waiting] if not request.gone])
+
+    @app.get("/mock/cut-short")
+    async def cut_short() -> int:
+        return engine.num_cut_short
 
     @app.post("/mock/{act}")
     async def play(act: str) -> dict:
