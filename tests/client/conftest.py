@@ -126,7 +126,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
     for name in ("SARATHI_JAX_API_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     fake = FakeServer()
-    config = uvicorn.Config(fake, port=0, log_config=None, lifespan="off", ws="none", timeout_graceful_shutdown=0)
+    # Without its access log, as the server has it: loggers stay the same whichever of the two a worker tests first.
+    config = uvicorn.Config(
+        fake, port=0, log_config=None, access_log=False, lifespan="off", ws="none", timeout_graceful_shutdown=0
+    )
     process = uvicorn.Server(config)
     thread = threading.Thread(target=process.run)
     thread.start()

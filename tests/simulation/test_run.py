@@ -90,6 +90,16 @@ def test_stages_in_lock_step(make_deployment: Make) -> None:
     assert result.idle_s == 4 + 8 + 2 + (4 - 1) + (2 - 1) + 2
 
 
+@pytest.mark.parametrize("has_lock_step", [False, True])
+@pytest.mark.parametrize(("policy", "ttft_s"), [("sarathi", 64), ("slo", 36)])
+def test_f22_chunks_that_follow_one_another_go_through_all_stages_at_a_time(
+    make_deployment: Make, policy: str, ttft_s: float, has_lock_step: bool
+) -> None:
+    """8 chunks of 4 s a stage: each through both stages before the next one begins; or 8 through the first, and the last one through the second."""
+    deployment = make_deployment(1.0, 1.0, has_lock_step=has_lock_step, policy=policy)
+    assert token_times(simulate(deployment, [RequestShape(0.0, 32, 1)])) == [[ttft_s]]
+
+
 def test_who_arrives_while_the_first_stage_is_idle_starts_at_once(make_deployment: Make) -> None:
     """A is in the second stage (2-12) when B arrives at 5."""
     shapes = [RequestShape(0.0, 2, 1), RequestShape(5.0, 1, 1)]
