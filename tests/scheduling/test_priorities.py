@@ -172,11 +172,11 @@ def test_slo_goes_by_number_before_slack_shares_and_outputs(
 ) -> None:
     """By itself it would read who lost its pages in its output first, then "short"."""
     machine = make_machine(make_policy(50, is_fair=True), preempt_every_steps=2)
-    machine.add(make_request("victim", 100, priority=1, client="served"))
+    machine.add(make_request("victim", 30, priority=1, client="served"))
     machine.step()
     machine.scheduler._preempt(machine.scheduler.get("victim"))
-    machine.add(make_request("long", 1500, client="served"), make_request("short", 100, priority=1, client="new"))
-    machine.add(make_request("first", 100, priority=-1, client="served"))
+    machine.add(make_request("long", 60, client="served"), make_request("short", 10, priority=1, client="new"))
+    machine.add(make_request("first", 10, priority=-1, client="served"))
     assert order(machine) == ["first", "long", "victim", "short"]
 
 

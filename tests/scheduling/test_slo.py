@@ -1,6 +1,6 @@
 """The `slo` policy on machines whose steps take 1 ms and 0.1 ms a token, so that all numbers can be counted by hand.
 
-A step may be predicted to take 0.9 of the time there is: with 50 ms between tokens 45 ms, which are 440 tokens, 384 in whole tiles.
+A step may be predicted to take 0.95 of the time there is: with 50 ms between tokens 47.5 ms, which are 465 tokens, 384 in whole tiles.
 """
 
 import math
@@ -40,11 +40,11 @@ def planned(machine: Any, now_s: float) -> list[tuple[str, int]]:
 @pytest.mark.parametrize(
     ("tbt_slo_ms", "sizes", "expected"),
     [
-        (30, (), 256),  # 27 ms: 260 tokens
-        (50, (), 384),  # 45 ms: 440
-        (100, (), 768),  # 90 ms: 890
+        (30, (), 256),  # 28.5 ms: 275 tokens
+        (50, (), 384),  # 47.5 ms: 465
+        (100, (), 896),  # 95 ms: 940
         (500, (), 2048),  # more than the largest
-        (10, (), 128),  # 9 ms: 80. The smallest is too long, but prompts have to be read
+        (10, (), 128),  # 9.5 ms: 85. The smallest is too long, but prompts have to be read
         (10, (32, 128, 256, 512), 32),
         (50, (32, 128, 256, 512), 256),
         (70, (32, 128, 256, 512), 512),
@@ -69,7 +69,7 @@ def test_nothing_is_chunked_beyond_the_largest_bucket_while_nobody_decodes(
 
 
 def test_what_a_chunk_attends_to_takes_time_too(make_policy: Make, make_machine: Make, make_request: Make):
-    """0.1 us a pair. 384 tokens: 1 + 38.4 + 383 * 191.5 * 1e-4 = 46.7 ms, over 45; 256: 29.9 ms. After 4,080 tokens not even 256: 1 + 25.6 + 255 * 4207 * 1e-4."""
+    """0.1 us a pair. 384 tokens: 1 + 38.4 + 383 * 191.5 * 1e-4 = 46.7 ms, within 47.5; 512: 65.3 ms. After 4,080 tokens not even 256: 1 + 25.6 + 255 * 4207 * 1e-4."""
 
     class WithAttention:
         def seconds(self, load: StepLoad) -> float:
@@ -82,16 +82,16 @@ def test_what_a_chunk_attends_to_takes_time_too(make_policy: Make, make_machine:
     machine.step()
     machine.add(make_request("prompt", 8000))
     steps = [chunks(machine.step().schedule)["prompt"] for _ in range(40)]
-    assert steps[0] == 255 and steps[-1] == 127 and steps == sorted(steps, reverse=True)
+    assert steps[0] == 383 and steps[-1] == 127 and steps == sorted(steps, reverse=True)
 
 
 def test_the_tightest_class_among_the_decodes_counts(make_policy: Make, make_machine: Make, make_request: Make):
-    """Batch alone: 180 ms, 1790 tokens, 1664 in whole tiles. Beside an interactive one: as for it."""
+    """Batch alone: 190 ms, 1890 tokens, 1792 in whole tiles. Beside an interactive one: as for it."""
     machine = make_machine(make_policy(50, batch_tbt_slo_s=0.2))
     machine.add(make_request("batch", 10, max_tokens=50, slo_class="batch"))
     machine.step()
     machine.add(make_request("prompt", 8000, slo_class="batch"))
-    assert chunks(machine.step().schedule)["prompt"] == 1663
+    assert chunks(machine.step().schedule)["prompt"] == 1791
     machine.add(make_request("interactive", 10, max_tokens=50))
     machine.step()
     assert sum(chunks(machine.step().schedule).values()) == 384
@@ -123,10 +123,10 @@ def early_decode(make_policy: Make, make_machine: Make, make_request: Make) -> C
 @pytest.mark.parametrize(
     ("num_output_tokens", "now_s", "expected"),
     [
-        (2, 0.04, 1024),  # the third is due at 160 ms: 120 are left, 108 to be used, 1070 tokens
-        (2, 0.0, 1408),  # 160: 144, 1430 tokens
-        (2, 0.3, 640),  # it is late: 80, no less; 72, 710 tokens
-        (12, 0.0, 2816),  # due at 960 ms; 4 * 80 = 320 at most: 288, 2870 tokens
+        (2, 0.04, 1024),  # the third is due at 160 ms: 120 are left, 114 to be used, 1130 tokens
+        (2, 0.0, 1408),  # 160: 152, 1510 tokens
+        (2, 0.3, 640),  # it is late: 80, no less; 76, 750 tokens
+        (12, 0.0, 2944),  # due at 960 ms; 4 * 80 = 320 at most: 304, 3030 tokens
     ],
 )
 def test_a_batch_request_that_is_ahead_lets_a_step_take_longer(
@@ -137,9 +137,9 @@ def test_a_batch_request_that_is_ahead_lets_a_step_take_longer(
 
 
 def test_slack_is_not_spent_twice_while_a_step_is_in_flight(early_decode: Callable[[int], Scheduler]):
-    """The step in flight takes 1 + 102.4 ms from 40 ms on, and the token after it is due at 240: 96.6 ms are left, 86.9 to be used, 859 tokens."""
+    """The step in flight takes 1 + 102.4 ms from 40 ms on, and the token after it is due at 240: 96.6 ms are left, 91.8 to be used, 908 tokens."""
     scheduler = early_decode(2)
-    assert [getattr(scheduler.schedule(0.04), "num_tokens", 0) for _ in range(2)] == [1024, 768]
+    assert [getattr(scheduler.schedule(0.04), "num_tokens", 0) for _ in range(2)] == [1024, 896]
 
 
 def test_of_a_hundred_steps_the_slowest_are_allowed_for(make_policy: Make, make_machine: Make, make_request: Make):
@@ -199,7 +199,7 @@ def test_f1_f2_f10_no_decode_is_left_out_and_every_token_is_in_time(
     while machine.late or machine.scheduler.has_unfinished:
         ran = machine.step()
         assert ran.decodes <= chunks(ran.schedule).keys() and ran.schedule.num_tokens <= 2048
-        assert not ran.decodes or ran.end_s - ran.start_s <= 0.045 + 1e-9
+        assert not ran.decodes or ran.end_s - ran.start_s <= 0.0475 + 1e-9
         live = {
             each.request_id for each in (*machine.scheduler.view(0.0).running, *machine.scheduler.view(0.0).waiting)
         }
@@ -331,7 +331,7 @@ def test_a_machine_that_gets_slower_is_kept_up_with(
     machine.times = line_times(1.5e-3, 1.5e-4)
     after = [machine.step() for _ in range(60)]
     seconds = [ran.end_s - ran.start_s for ran in before + after]
-    assert max(seconds[:20]) < 0.045 and seconds[20] > 0.05
+    assert max(seconds[:20]) < 0.0475 and seconds[20] > 0.05
     assert max(seconds[40:]) < 0.05 and after[-1].schedule.num_tokens == 256  # 1.5 * 39.4 = 59 ms, 1.5 * 26.6 = 40 ms
 
 
@@ -382,4 +382,4 @@ def test_gaps_are_within_the_slo_of_the_machine_that_is_simulated(
             if row.does_sample:
                 times_s.setdefault(row.request_id, []).append(ran.end_s)
     gaps_s = [after - before for times in times_s.values() for before, after in pairwise(times)]
-    assert max(gaps_s) <= 0.09 + 1e-9 and len(gaps_s) > 1000
+    assert max(gaps_s) <= 0.095 + 1e-9 and len(gaps_s) > 1000

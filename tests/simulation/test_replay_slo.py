@@ -30,7 +30,7 @@ def learned_times() -> StepTimeModel:
 @pytest.fixture
 def record(record_run: Any) -> FlightRecord:
     """150 requests of three clients and both classes, whose steps take about a millisecond and 0.2 more a token."""
-    policy = SloPolicy(learned_times(), service_levels(0.03, ttft_slo_s=0.4), sizes=(32, 64, 128), is_fair=True)
+    policy = SloPolicy(learned_times(), service_levels(0.02, ttft_slo_s=0.4), sizes=(32, 64, 128), is_fair=True)
     limits: dict[str, Any] = {"num_pages": 70, "page_size": 8, "token_budget": 128, "max_num_seqs": 16}
     scheduler, rng = Scheduler(policy, max_model_len=400, vocab_size=1000, **limits), random.Random(0)
 

@@ -4,7 +4,8 @@ Nothing is to be tuned. What a step takes is predicted by `step_times`, which le
 deadlines), Niyama (arXiv 2503.22562: classes, relegation) and Medha (arXiv 2409.17264: slack in proportion to length, chunks of a prompt in all stages at a time):
 
     budget      the largest bucket whose predicted time is within MARGIN of what the tightest decode may still take, or within less where the slowest of a
-                hundred steps take longer than said; the largest there is if nobody decodes
+                hundred steps take longer than said; the largest there is if nobody decodes. No larger than what holds the prompts that end in it, once a token
+                costs hardly more than in the largest: the beginning of another one would make their tokens late, and its own no sooner
     order       prompts by priority, and within one by least slack, those that were begun and those that wait alike: a first token is due at the class's TTFT SLO,
                 or without one after STRETCH times what the prompt alone would take. The latter is cut off at CUT_OFF typical prompts: so nobody is overtaken by
                 those of the same or a higher number who came much later than that, which bounds starvation
@@ -16,6 +17,7 @@ deadlines), Niyama (arXiv 2503.22562: classes, relegation) and Medha (arXiv 2409
                 slack before others
 """
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -36,11 +38,13 @@ from sarathi_jax.scheduling.step_tail import StepTail
 from sarathi_jax.scheduling.step_times import LearningStepTimes, StepLoad, StepTimeModel, load_of
 from sarathi_jax.scheduling.waiting_lines import WaitingLines
 
-MARGIN = 0.9
-STRETCH = 16.0
+MARGIN = 0.95
+STRETCH = 18.0
 CUT_OFF = 1.0
 PATIENCE = 10.0
-# Of a pipeline's bucket: time a token, over that of the largest one; share of the slots up to which a larger one may be taken.
+# Time a token, over that in the largest bucket, from which on a step may end with a prompt.
+WORTHWHILE = 1.2
+# Of a pipeline's bucket: likewise; share of the slots up to which a larger one may be taken.
 EFFICIENT = 1.08
 ROOMY = 0.6
 LOOKAHEAD = 128  # of each class: those behind them wait until they are among the oldest
@@ -195,14 +199,16 @@ class SloPolicy:
     def _budget(self, view: View, decodes: Sequence[Request], prompts: Sequence[Request]) -> int:
         """Tokens of this step. prompts: in the order in which they are given them."""
         limits = view.limits
-        sizes, num_microbatches = step_sizes(self._sizes, limits.token_budget), limits.num_microbatches
-        if num_microbatches > 1:
+        sizes = step_sizes(self._sizes, limits.token_budget)
+        if limits.num_microbatches > 1:
             sizes = self._balanced_sizes(view, sizes, prompts)
+        chunks = _chunks(view, prompts, sizes[-1] - len(decodes))
+        if limits.num_microbatches == 1:
+            sizes = self._whole_sizes(sizes, len(decodes), chunks)
         limit_s = self._limit_s(view, decodes)
         context = sum([request.num_computed_tokens for request in decodes]) + len(decodes)
         low = next((place for place, size in enumerate(sizes) if size > len(decodes)), len(sizes) - 1)
         high = len(sizes) - 1
-        chunks = _chunks(view, prompts, sizes[-1] - len(decodes))
         while low < high:  # the largest that keeps the limit; the smallest with room for a prompt in any case
             middle = (low + high + 1) // 2
             load = _load(sizes[middle], len(decodes), context, chunks)
@@ -244,14 +250,27 @@ class SloPolicy:
 
     def _balanced_sizes(self, view: View, sizes: Sequence[int], prompts: Sequence[Request]) -> Sequence[int]:
         """Up to the one that costs hardly more a token than the largest, or while slots are left the largest that prompts fill in all microbatches."""
-        costs = [self.times.seconds(StepLoad(size, 1, 0, 0, 0.0)) / size for size in sizes]
-        # `default`: times that are no numbers compare with nothing.
-        efficient = next((each for each, cost in zip(sizes, costs, strict=True) if cost <= EFFICIENT * costs[-1]), 0)
+        efficient = self._smallest_within(EFFICIENT, sizes)
         is_roomy = len(view.running) <= ROOMY * view.limits.max_num_seqs
         num_left = sum([request.num_tokens - request.num_computed_tokens for request in prompts])
         num_microbatches = view.limits.num_microbatches
         balanced = [size for size in sizes if size <= efficient or (is_roomy and num_left >= num_microbatches * size)]
         return balanced or sizes[:1]
+
+    def _whole_sizes(self, sizes: Sequence[int], num_decodes: int, chunks: Sequence[tuple[int, int]]) -> Sequence[int]:
+        """Up to the one that holds the prompts to the end of the first for which the step has to be large enough."""
+        enough, end = self._smallest_within(WORTHWHILE, sizes), num_decodes
+        for _, num_tokens in chunks:
+            end += num_tokens
+            place = bisect_left(sizes, end)
+            if place >= len(sizes) or sizes[place] >= enough:
+                return sizes[: place + 1]
+        return sizes
+
+    def _smallest_within(self, factor: float, sizes: Sequence[int]) -> int:
+        """The smallest size in which a token takes at most so many times as long as in the largest one; 0: times that are no numbers compare with nothing."""
+        costs = [self.times.seconds(StepLoad(size, 1, 0, 0, 0.0)) / size for size in sizes]
+        return next((size for size, cost in zip(sizes, costs, strict=True) if cost <= factor * costs[-1]), 0)
 
     # ---- pages
 
