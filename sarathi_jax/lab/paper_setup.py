@@ -63,9 +63,9 @@ def num_stages(model: str) -> int:
     return paper()["models"][model]["stage"]
 
 
-def load(lengths: str, num_requests: int) -> list[RequestShape]:
+def load(lengths: str, num_requests: int, seed: int = SEED) -> list[RequestShape]:
     """Requests of one of the paper's two data sets, arriving as a Poisson process, one a second."""
-    return with_arrivals(FITTED[lengths].draw(num_requests, SEED), 1.0, SEED)
+    return with_arrivals(FITTED[lengths].draw(num_requests, seed), 1.0, seed)
 
 
 @cache
