@@ -22,6 +22,11 @@ POISON = 7
 type MakeRig = Callable[..., Any]
 type Expected = Callable[..., list[int]]
 ROOMY: dict[str, Any] = {"num_pages": 256, "max_num_seqs": 16, "token_budget": 64}
+CHAINED: dict[str, Any] = {
+    "num_microbatches": 3,
+    "policy": "slo",
+    "token_budget": 16,
+}  # prompts are in several steps in flight
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +117,7 @@ def test_g_12_many_rows_that_are_not_finite(make_rig: MakeRig, expected_tokens: 
     guilty=st.sets(st.integers(0, 11), max_size=4),
     failing=st.integers(25, 60),  # who is in four failed steps without a token in between can't be told from poison
     overlap=st.booleans(),
-    options=st.sampled_from([{}, {"num_microbatches": 2}, {"preempt_every_steps": 3}, {"max_num_seqs": 5}]),
+    options=st.sampled_from([{}, {"num_microbatches": 2}, CHAINED, {"preempt_every_steps": 3}, {"max_num_seqs": 5}]),
 )
 def test_any_mix_of_faults(
     make_rig: MakeRig,

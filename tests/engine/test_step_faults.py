@@ -103,7 +103,14 @@ def test_several_poison_requests_are_found_in_turn(
 
 
 @pytest.mark.parametrize(
-    "options", [{"token_budget": 16}, {"num_pages": 40}, {"num_microbatches": 3}, {"max_num_seqs": 3}]
+    "options",
+    [
+        {"token_budget": 16},
+        {"num_pages": 40},
+        {"num_microbatches": 3},
+        {"num_microbatches": 3, "policy": "slo", "token_budget": 16},
+        {"max_num_seqs": 3},
+    ],
 )
 @pytest.mark.parametrize("overlap", [True, False])
 def test_a_poison_request_where_not_all_fit_in_one_step(
