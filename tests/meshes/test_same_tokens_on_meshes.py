@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,17 +161,8 @@ class FailingRunner:
             raise jax.errors.JaxRuntimeError("INTERNAL: a fault")
         return self.runner.run_step(bucket, packed)
 
-    def set_slot(self, packed: np.ndarray) -> None:
-        self.runner.set_slot(packed)
-
-    def set_masks(self, packed: np.ndarray) -> None:
-        self.runner.set_masks(packed)
-
-    def reset(self) -> None:
-        self.runner.reset()
-
-    def close(self) -> None:
-        self.runner.close()
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.runner, name)
 
 
 @dataclass
@@ -234,10 +226,9 @@ def run_on_mesh(
     meshes = replica_meshes(make_mesh(mesh))
     engines = [_make_engine(folder, each, rules, policy, variants, place) for place, each in enumerate(meshes)]
     is_chained = _watch_chains(engines[0])
-    for each in engines:
-        if failing:
-            executor: Any = each.loop.executor
-            executor.runner = FailingRunner(executor.runner, failing)
+    for each in engines if failing else ():
+        executor: Any = each.loop.executor
+        executor.runner = FailingRunner(executor.runner, failing or set())
     engine = engines[0] if len(engines) == 1 else EngineReplicas(engines)
     params = SamplingParams(max_tokens=NUM_NEW, temperature=0.0, ignore_eos=True, **options)
     bound = replace(params, ignore_eos=False, structured=StructuredOutput(regex="any"))
@@ -247,8 +238,7 @@ def run_on_mesh(
         else engine.add_request(prompt, params)
         for place, prompt in enumerate(PROMPTS * 2)
     ]
-    outputs: dict[str, RequestOutput] = {}
-    max_in_flight = 0
+    outputs, max_in_flight = dict[str, RequestOutput](), 0
     while engine.has_unfinished:
         outputs |= {event.request_id: event.output for event in engine.step() if event.output is not None}
         max_in_flight = max(max_in_flight, *(each.scheduler.num_in_flight for each in engines))
@@ -266,11 +256,9 @@ def _watch_chains(engine: Engine) -> list[bool]:
     submitted, is_chained = list[set[str]](), list[bool]()
 
     def submit_and_look(schedule: Schedule) -> StepHandle:
-        names = {row.request_id for row in schedule.rows}
-        num_under_way = min(scheduler.num_in_flight, scheduler.limits.num_microbatches) - 1
-        under_way = submitted[len(submitted) - num_under_way :]
-        is_chained.append(any(names & other for other in under_way))
-        submitted.append(names)
+        submitted.append({row.request_id for row in schedule.rows})
+        *under_way, own = submitted[-min(scheduler.num_in_flight, scheduler.limits.num_microbatches) :]
+        is_chained.append(any(own & other for other in under_way))
         return submit(schedule)
 
     executor.submit = submit_and_look
@@ -347,10 +335,8 @@ def test_chunks_of_a_prompt_behind_one_another_give_the_same_tokens(
     """A stage reads a prompt's next chunk while later ones are still at the chunk before it; penalties remember what each chunk held."""
     model = make_family("mistral")
     variants = (Variant.GREEDY, Variant.FULL) if options else (Variant.GREEDY,)
-    chained, plain = (
-        run_on_mesh(model.folder, MESHES[name], policy=policy, variants=variants, **options)
-        for policy in ("slo", "sarathi")
-    )
+    run = partial(run_on_mesh, model.folder, MESHES[name], variants=variants, **options)
+    chained, plain = run(policy="slo"), run(policy="sarathi")
     assert (chained.num_chained > 0, plain.num_chained > 0) == (True, False)
     assert chained.tokens == plain.tokens
     assert (chained.tokens == model.tokens * 2) is not bool(options)
