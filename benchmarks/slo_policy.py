@@ -145,10 +145,9 @@ def goodput(result: SimulationResult, shapes: Sequence[RequestShape]) -> float:
     return good / (result.requests[-1].arrival_s - result.requests[0].arrival_s)
 
 
-def measure_chats(num_requests: int) -> dict[str, Any]:
+def measure_chats(cell: Cell, num_requests: int) -> dict[str, Any]:
     """Mistral-7B, conversations whose rounds repeat what was said, with and without a prefix cache; the paper counts each round as a fresh prompt. A capacity is of
     rounds a second. A round waits for the answer before it, so few conversations fit even if they all begin at once: there are enough for a rate to matter."""
-    cell = cells()[0]
     shapes = with_arrivals(Chats().draw(ROUNDS_PER_REQUEST * num_requests, seed=0), 1.0, seed=0)
     criterion, guess = Criterion(tbt_slo_s=cell.tbt_slo_s), 2.5
     found: dict[str, Any] = {}
@@ -183,7 +182,7 @@ def main() -> None:
     ]
     if names is None:
         tasks += [("mixed", policy, args.num_requests) for policy in ("sarathi", "slo")]
-        tasks.append(("chats", None, args.num_requests))
+        tasks.append(("chats", cells()[0], args.num_requests))
     rows: list[dict[str, Any]] = []
 
     def keep(number: int, row: dict[str, Any]) -> None:
