@@ -4,7 +4,8 @@
 
 Of each cell (a model on its GPUs, lengths, an SLO): the capacity of eight fixed budgets and of `slo` as docs/metrics.md defines it; then all under the same load, 90 %
 and 100 % of the best fixed budget's capacity, since the criterion of capacity alone can be gamed by serving short prompts first, and 90 % with other random draws, which
-say how much of a difference is chance. After the cells: two classes of requests mixed, and conversations with and without a prefix cache. The engine is Sarathi-Serve's in all of them: its host code, plain loop, stages in series.
+say how much of a difference is chance. After the cells: two classes of requests mixed, and conversations with and without a prefix cache. The engine is Sarathi-Serve's
+in all of them: its host code, plain loop, stages in series.
 """
 
 import argparse
