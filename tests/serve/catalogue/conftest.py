@@ -35,8 +35,8 @@ BASES: dict[str, dict[str, Any]] = {
 
 
 def pytest_make_parametrize_id(val: Any, argname: str) -> str | None:
-    """A case's name begins with its row."""
-    return f"{val[0]} {ascii(val[1])[:48]}" if argname == "case" else None
+    """A case's name begins with its row. Files of other folders are asked about too, once this one is known."""
+    return f"{val[0]} {ascii(val[1])[:48]}" if argname == "case" and type(val) is tuple else None
 
 
 class Wire:

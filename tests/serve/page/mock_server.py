@@ -2,7 +2,8 @@
 
     python tests/serve/page/mock_server.py --port 8001 --load 1.5
 
-For work on the page and for its tests. Prints its address in one line when it can be asked. `POST /mock/state` and `/mock/drop` play faults.
+For work on the page and for its tests. Prints its address in one line when it can be asked. `POST /mock/state` and `/mock/drop` play faults; after
+`/mock/slow` steps take ten times as long.
 """
 
 import argparse
@@ -33,6 +34,7 @@ chunk = budget - len(decodes)   # what a prompt may take
 ```
 
 Nobody stalls, and the device stays busy."""
+PACES = {"slow": 10.0, "quick": 1.0}
 OTHER_WORDS = [" a", " the", " one", " each", " some", " token", " step", ",", " and", " is"]
 
 
@@ -50,7 +52,6 @@ class MockRequest:
     times: list[float] = field(default_factory=list)
     queue: asyncio.Queue[float | None] = field(default_factory=asyncio.Queue)
     gone: bool = False
-    is_answered: bool = False
 
 
 class MockEngine:
@@ -64,7 +65,7 @@ class MockEngine:
         self.ids, self.numbers = itertools.count(1), itertools.count(1)
         self.listeners: set[asyncio.Queue[dict | None]] = set()
         self.state, self.now, self.cached = "ready", 0.0, 0
-        self.num_cut_short = 0
+        self.pace = 1.0
 
     def admit(self, prompt: int, max_tokens: int) -> MockRequest:
         request = MockRequest(f"chatcmpl-{next(self.ids):04x}", prompt, max_tokens, time.monotonic(), owes=prompt)
@@ -113,7 +114,7 @@ class MockEngine:
         total = sum(count for _, count, _ in rows)
         bucket = next(size for size in (8, 16, 32, 64, 128, 256, 512, 1024, 10**6) if size >= total)
         start = time.monotonic()
-        await asyncio.sleep(0.018 + 0.00011 * bucket + self.random.random() * 0.002)
+        await asyncio.sleep(self.pace * (0.018 + 0.00011 * bucket + self.random.random() * 0.002))
         end = time.monotonic()
         seen = []
         for request, count, is_prefill in rows:
@@ -259,10 +260,8 @@ async def completion(engine: MockEngine, body: dict, text: str) -> AsyncIterator
         }
         yield sse({**head, "choices": [], "usage": usage, "timing": timing})
         yield "data: [DONE]\n\n"
-        request.is_answered = True
     finally:
         request.gone = True
-        engine.num_cut_short += not request.is_answered
 
 
 def logprob(piece: str, rng: random.Random) -> dict:
@@ -329,14 +328,12 @@ def add_play(app: FastAPI, engine: MockEngine) -> None:
     async def requests() -> int:
         return len([request for request in [*engine.running, *engine.waiting] if not request.gone])
 
-    @app.get("/mock/cut-short")
-    async def cut_short() -> int:
-        return engine.num_cut_short
-
     @app.post("/mock/{act}")
     async def play(act: str) -> dict:
         if act == "drop":
             engine.send(None)
+        elif act in PACES:
+            engine.pace = PACES[act]
         else:
             engine.state = act
             engine.send({"kind": "state", "state": act})

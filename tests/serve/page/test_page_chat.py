@@ -59,6 +59,7 @@ def test_the_request_has_what_was_set_and_the_conversation_goes_on(mock: Any, op
 @pytest.mark.parametrize("how", ["button", "Escape"])
 def test_an_answer_can_be_stopped(mock: Any, open_page: Callable, how: str) -> None:
     page = open_page(mock.url)
+    mock.play("slow")
     ask(page, "echo " + "word " * 390)
     page.wait_for_selector(".answer .text:has-text('word word')")
     assert mock.requests() == 1

@@ -111,6 +111,7 @@ def test_the_sample_load_is_sent_and_can_be_stopped(mock: Any, open_page: Callab
     page.get_by_role("button", name="Send sample load").click()
     page.wait_for_selector("#headline:has-text('No stream waited while')")
     assert "6 chat requests" in page.inner_text("#load-notice")
+    mock.play("slow")
     page.get_by_role("button", name="Stop sample load").click()
     page.get_by_role("button", name="Send sample load").wait_for()
     mock.wait_until_left()
