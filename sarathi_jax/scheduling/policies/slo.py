@@ -258,7 +258,7 @@ class SloPolicy:
         return balanced or sizes[:1]
 
     def _whole_sizes(self, sizes: Sequence[int], num_decodes: int, chunks: Sequence[tuple[int, int]]) -> Sequence[int]:
-        """Up to the one that holds the prompts to the end of the first for which the step has to be large enough."""
+        """Up to the smallest in which a prompt ends and a token costs hardly more than in the largest."""
         enough, end = self._smallest_within(WORTHWHILE, sizes), num_decodes
         for _, num_tokens in chunks:
             end += num_tokens
@@ -269,8 +269,12 @@ class SloPolicy:
 
     def _smallest_within(self, factor: float, sizes: Sequence[int]) -> int:
         """The smallest size in which a token takes at most so many times as long as in the largest one; 0: times that are no numbers compare with nothing."""
-        costs = [self.times.seconds(StepLoad(size, 1, 0, 0, 0.0)) / size for size in sizes]
-        return next((size for size, cost in zip(sizes, costs, strict=True) if cost <= factor * costs[-1]), 0)
+        limit_s = factor * self._token_alone_s(sizes[-1])
+        return next((size for size in sizes if self._token_alone_s(size) <= limit_s), 0)
+
+    def _token_alone_s(self, size: int) -> float:
+        """What a token takes in a step of this size, apart from what it attends to."""
+        return self.times.seconds(StepLoad(size, 1, 0, 0, 0.0)) / size
 
     # ---- pages
 
