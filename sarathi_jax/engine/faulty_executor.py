@@ -4,7 +4,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Protocol
 
 from sarathi_jax.engine.executor import Executor, StepHandle, StepShape
@@ -109,11 +108,11 @@ def _spoilt(result: StepResult, fault: Fault) -> StepResult:
     num_rows = len(result.token_ids)
     row = fault.row % num_rows
     if fault.point == "step.nan_all":
-        return replace(result, is_finite=[False] * num_rows)
+        return result._replace(is_finite=[False] * num_rows)
     if fault.point == "step.nan_row":
         is_finite = list(result.is_finite or [True] * num_rows)
         is_finite[row] = False
-        return replace(result, is_finite=is_finite)
+        return result._replace(is_finite=is_finite)
     if fault.point == "step.oob_token":
-        return replace(result, token_ids=[*result.token_ids[:row], NO_TOKEN, *result.token_ids[row + 1 :]])
+        return result._replace(token_ids=[*result.token_ids[:row], NO_TOKEN, *result.token_ids[row + 1 :]])
     return result

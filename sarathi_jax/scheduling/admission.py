@@ -10,10 +10,15 @@ from sarathi_jax.scheduling.request import Request
 CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
 
 
-def check_request(request: Request, limits: SchedulerLimits) -> None:
-    """Raises: RequestError, with `param`, if no waiting would make this request fit or its ids mean nothing to the model."""
+def check_request(request: Request, limits: SchedulerLimits, *, are_ids_known: bool = False) -> None:
+    """are_ids_known: whether its tokens need not be looked at.
+
+    Raises: RequestError, with `param`, if no waiting would make this request fit or its ids mean nothing to the model."""
     _check_priority(request.priority)
-    _check_prompt(request, limits.vocab_size)
+    _check_prompt(request)
+    if not are_ids_known:
+        is_fresh = request.num_given_tokens == request.num_prompt_tokens
+        _check_ids(request.token_ids if is_fresh else request.prompt_token_ids, limits.vocab_size, "Prompt", "prompt")
     _check_output(request, limits.vocab_size)
     _check_length(request, limits)
     _check_sampling_ids(request.sampling, limits.vocab_size)
@@ -33,14 +38,12 @@ def _check_priority(priority: object) -> None:
     )
 
 
-def _check_prompt(request: Request, vocab_size: int) -> None:
+def _check_prompt(request: Request) -> None:
     if not request.num_prompt_tokens:
         raise RequestError(
             "The prompt must hold at least one token, got none. Pass some text, or a token such as the beginning-of-sequence one.",
             param="prompt",
         )
-    is_fresh = request.num_given_tokens == request.num_prompt_tokens
-    _check_ids(request.token_ids if is_fresh else request.prompt_token_ids, vocab_size, "Prompt", "prompt")
 
 
 def _check_ids(token_ids: Sequence[int], vocab_size: int, name: str, param: str) -> None:

@@ -1,8 +1,10 @@
 """Carries a plan out on its requests and their pages, and says what the device is to run: rows. Knows nothing of queues, policies or steps in flight."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
+import numpy as np
+
+from sarathi_jax.scheduling.decode_group import DecodeGroup
 from sarathi_jax.scheduling.kv_pages import KVPages
 from sarathi_jax.scheduling.policy import Plan
 from sarathi_jax.scheduling.request import Request
@@ -10,47 +12,31 @@ from sarathi_jax.scheduling.schedule import ScheduledRow
 from sarathi_jax.scheduling.step_rows import StepRows
 
 
-class Advance(NamedTuple):
-    """What a plan comes to. requests: of the rows. crossings: places of decodes that reach the end of a page, or their own."""
+def advance(
+    plan: Plan, last: DecodeGroup, kv_pages: KVPages, *, may_be_pending: bool, may_be_constrained: bool
+) -> StepRows:
+    """Advance each request of a plan by its chunk. Returns: its rows; those of one token come first.
 
-    rows: StepRows
-    requests: Sequence[Request]
-    crossings: Sequence[int]
-
-
-def advance(plan: Plan, kv_pages: KVPages, *, may_be_pending: bool, may_be_constrained: bool) -> Advance:
-    """Advance each request of a plan by its chunk; rows of one token come first.
-
-    may_be_pending: whether a decode's token may be in flight. may_be_constrained: whether there may be constraints.
+    last: the decodes of the step before. may_be_pending: whether a decode's token may be in flight. may_be_constrained: whether there may be constraints.
     """
-    decodes, admitted = plan.decodes, plan.admitted
-    is_pending = [each.num_tokens > len(each.token_ids) for each in decodes] if may_be_pending else None
-    constrained = [place for place, each in enumerate(decodes) if each.constraint] if may_be_constrained else ()
-    masks = {place: decodes[place].token_mask() for place in constrained}
-    starts = [request.num_computed_tokens for request in decodes]
-    crossings = _advance_decodes(decodes, kv_pages)
-    slots = [request.batch_slot for request in decodes]
-    block_tables = [request.block_table for request in decodes]
-    prefills = sorted(plan.prefills, key=lambda chunk: chunk[1] > 1)
+    decodes = plan.decodes
+    group = last if last.requests == decodes else DecodeGroup(decodes)
+    is_pending: Sequence[bool] | None = None
+    if may_be_pending and group is last:
+        is_pending = [True] * len(decodes)  # the step before is in flight, and samples for each of them
+    elif may_be_pending:
+        is_pending = [each.num_tokens > len(each.token_ids) for each in decodes]
+    masks: dict[int, np.ndarray] = {}
+    if may_be_constrained:
+        masks = {place: each.token_mask() for place, each in enumerate(decodes) if each.constraint}
+    crossings = group.advance(kv_pages)
+    if not plan.prefills:
+        return StepRows(group, crossings, is_pending, masks)
+    admitted, prefills = plan.admitted, plan.prefills
+    if len(prefills) > 1:
+        prefills = sorted(prefills, key=lambda chunk: chunk[1] > 1)
     others = [_advance_prefill(each, count, kv_pages, is_first=each in admitted) for each, count in prefills]
-    requests = [*decodes, *[request for request, _ in prefills]] if prefills else decodes
-    return Advance(StepRows(decodes, starts, slots, block_tables, is_pending, masks, others), requests, crossings)
-
-
-def _advance_decodes(requests: Sequence[Request], kv_pages: KVPages) -> list[int]:
-    """Each by the one token that it is behind. Returns: crossings. The one loop over all decodes of a step: kept free of calls for those that just go on."""
-    crossings: list[int] = []
-    for place, request in enumerate(requests):
-        end = request.num_tokens
-        request.num_computed_tokens = end
-        request.num_tokens = end + 1
-        if end >= request.smooth_until:
-            if end > request.num_reserved_tokens:
-                kv_pages.reserve(request, end)
-            request.look_ahead(kv_pages.page_size)
-            if end >= request.smooth_until:
-                crossings.append(place)
-    return crossings
+    return StepRows(group, crossings, is_pending, masks, others, [request for request, _ in prefills])
 
 
 def _advance_prefill(request: Request, num_tokens: int, kv_pages: KVPages, *, is_first: bool) -> ScheduledRow:

@@ -4,7 +4,7 @@ Every page is in exactly one of three places: *free*, *idle* (cached, held by no
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 
 class BlockPool:
@@ -44,11 +44,20 @@ class BlockPool:
         assert num_pages <= self.num_available, (
             f"{num_pages} pages were asked of a pool with {self.num_available} available: plans have to count them"
         )
-        free, ref_counts = self._free, self._ref_counts
-        page_ids = [free.pop() if free else self._evict() for _ in range(num_pages)]
+        ref_counts = self._ref_counts
+        page_ids = self._free[: -num_pages - 1 : -1]
+        del self._free[len(self._free) - len(page_ids) :]
+        page_ids += [self._evict() for _ in range(num_pages - len(page_ids))]
         for page_id in page_ids:
             ref_counts[page_id] = 1
         return page_ids
+
+    def allocate_one(self) -> int:
+        """`allocate` of a single page. Raises: AssertionError if none is available."""
+        assert self._free or self._idle, "a page was asked of a pool with none available: plans have to count them"
+        page_id = self._free.pop() if self._free else self._evict()
+        self._ref_counts[page_id] = 1
+        return page_id
 
     def acquire(self, page_id: int) -> None:
         """Add a reference to a cached page, which stops being idle. Raises: AssertionError if it is not cached."""
@@ -58,24 +67,30 @@ class BlockPool:
             del self._idle[page_id]
         self._ref_counts[page_id] += 1
 
-    def release(self, page_ids: Iterable[int]) -> None:
+    def release(self, page_ids: Sequence[int]) -> None:
         """Take one reference from each page, in the order of a block table.
 
         Pages that nobody holds any more become idle if cached, else free. The tail of a table is evicted before its head, because a cached
         page can be found only through the ones before it.
         Raises: AssertionError, changing nothing, if a page is unknown, given twice, or has no reference.
         """
-        page_ids, ref_counts = list(page_ids), self._ref_counts
-        if page_ids:
-            self._check_known(min(page_ids))
-            self._check_known(max(page_ids))
-        for page_id in page_ids:
-            assert ref_counts[page_id] > 0, f"page {page_id} is released but nobody holds it"
+        if not page_ids:
+            return
+        self._check_known(min(page_ids))
+        self._check_known(max(page_ids))
+        ref_counts, is_cached = self._ref_counts, self._is_cached
+        counts = [ref_counts[page_id] for page_id in page_ids]
+        assert 0 not in counts, f"page {page_ids[counts.index(0)]} is released but nobody holds it"
         assert len(set(page_ids)) == len(page_ids), "a page is released twice by one table"
+        if 1 not in is_cached:  # so that none is shared either
+            for page_id in page_ids:
+                ref_counts[page_id] = 0
+            self._free += reversed(page_ids)
+            return
         for page_id in reversed(page_ids):
             ref_counts[page_id] -= 1
             if ref_counts[page_id] == 0:
-                if self._is_cached[page_id]:
+                if is_cached[page_id]:
                     self._idle[page_id] = None
                 else:
                     self._free.append(page_id)

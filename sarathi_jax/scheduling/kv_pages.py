@@ -62,6 +62,10 @@ class KVPages:
         if num_new_pages > 0:
             request.hold_pages(self.pool.allocate(num_new_pages), self.page_size)
 
+    def extend(self, request: Request) -> None:
+        """A page for the next token of a decode whose pages are full. Raises: AssertionError if none is there."""
+        request.go_on_in(self.pool.allocate_one(), self.page_size)
+
     def release(self, request: Request) -> None:
         """Take a request's pages back; those that the cache can find stay so until they are needed."""
         self.pool.release(request.drop_pages())

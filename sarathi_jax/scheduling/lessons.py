@@ -1,11 +1,10 @@
 """Tells a policy that learns what came of its plans, and how long each step took. Nothing happens here for any other policy."""
 
-from collections.abc import Sequence
-
 from sarathi_jax.scheduling.kv_pages import KVPages
 from sarathi_jax.scheduling.policy import LearningPolicy, Policy
 from sarathi_jax.scheduling.request import Request
 from sarathi_jax.scheduling.schedule import Schedule
+from sarathi_jax.scheduling.step_rows import StepRows
 
 
 class Lessons:
@@ -27,10 +26,11 @@ class Lessons:
             request.num_expected_hit_tokens = len(self._kv_pages.find_prefix(request)) * self._kv_pages.page_size
             self._learner.arrived(request)
 
-    def scheduled(self, schedule: Schedule, requests: Sequence[Request], now_s: float) -> None:
+    def scheduled(self, schedule: Schedule, rows: StepRows, now_s: float) -> None:
+        """rows: the schedule's."""
         if self._learner is not None:
             self._scheduled_s[schedule.step] = now_s
-            self._learner.scheduled(schedule, requests, now_s)
+            self._learner.scheduled(schedule, rows.requests, now_s)
 
     def completed(self, schedule: Schedule, now_s: float) -> None:
         """A step's time runs from when it was scheduled, or from when the step before it was done if that is later."""

@@ -248,14 +248,20 @@ class Request:
             num_tokens = max(self.max_num_tokens, self.min_reserved_tokens)
             self.page_buffer = np.empty(-(-num_tokens // page_size), np.int32)
             self.page_view = self.page_buffer.view()
-            self.page_view.flags.writeable = False
+            self.page_view.setflags(write=False)
         end = num_pages + len(page_ids)
-        if len(page_ids) == 1:  # what most decodes ask for; several times as fast as a slice of one
-            self.page_buffer[num_pages] = page_ids[0]
-        else:
-            self.page_buffer[num_pages:end] = page_ids
+        self.page_buffer[num_pages:end] = page_ids
         self.block_table = self.page_view[:end]
         self.num_reserved_tokens = end * page_size
+
+    def go_on_in(self, page_id: int, page_size: int) -> None:
+        """A decode's next token begins a page: append it to those that it holds, and look ahead. What both do for any request, in less time."""
+        num_pages, num_reserved_tokens = len(self.block_table), self.num_reserved_tokens + page_size
+        self.page_buffer[num_pages] = page_id
+        self.block_table = self.page_view[: num_pages + 1]
+        self.num_reserved_tokens = num_reserved_tokens
+        last = self.max_num_tokens - 1
+        self.smooth_until = num_reserved_tokens if num_reserved_tokens < last else last
 
     def drop_pages(self) -> list[int]:
         """Empty the block table and forget what was computed. Returns: the pages it held, in order."""

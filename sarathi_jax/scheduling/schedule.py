@@ -5,7 +5,6 @@ priced by a cost model, or sent to another process; it holds token ids, block ta
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -46,8 +45,7 @@ class ScheduledRow(NamedTuple):
     token_mask: np.ndarray | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Schedule:
+class Schedule(NamedTuple):
     """One step. Rows of one token (decodes) come before longer chunks; each group is in the policy's order."""
 
     step: int
@@ -61,8 +59,7 @@ class Schedule:
         return self.num_decode_rows == len(self.rows)
 
 
-@dataclass(frozen=True, slots=True)
-class StepResult:
+class StepResult(NamedTuple):
     """What a step sampled; every list is aligned with the schedule's rows.
 
     token_ids: the sampled token; 0 where the row did not sample (look at `does_sample`).

@@ -17,6 +17,7 @@ from sarathi_jax.errors import RequestError
 from sarathi_jax.outputs import FinishReason
 from sarathi_jax.scheduling.admission import check_request
 from sarathi_jax.scheduling.advance import advance
+from sarathi_jax.scheduling.decode_group import DecodeGroup
 from sarathi_jax.scheduling.forced_preemption import ForcedPreemption
 from sarathi_jax.scheduling.integrity import check_scheduler
 from sarathi_jax.scheduling.kv_pages import KVPages
@@ -27,7 +28,8 @@ from sarathi_jax.scheduling.policy import Plan, Policy, View
 from sarathi_jax.scheduling.queues import RequestQueues
 from sarathi_jax.scheduling.request import Request, RequestState
 from sarathi_jax.scheduling.schedule import Schedule, ScheduledRow, StepResult
-from sarathi_jax.scheduling.steps_in_flight import Step, StepsInFlight
+from sarathi_jax.scheduling.step_rows import StepRows
+from sarathi_jax.scheduling.steps_in_flight import StepsInFlight
 from sarathi_jax.scheduling.suspects import Suspects
 from sarathi_jax.scheduling.token_output import StepOutputs, TokenOutput, ended_by, new_prompt_logprobs, stop_token
 from sarathi_jax.scheduling.wrong_rows import wrong_rows
@@ -86,6 +88,7 @@ class Scheduler:
         self._num_steps = 0
         self._forced = ForcedPreemption(preempt_every_steps)
         self._was_prefill = False
+        self._decodes = DecodeGroup(())  # of the newest step
 
     # ---- queries
 
@@ -151,13 +154,14 @@ class Scheduler:
 
     # ---- requests come and go
 
-    def add(self, request: Request) -> list[Request]:
+    def add(self, request: Request, *, are_ids_known: bool = False) -> list[Request]:
         """Queue a request, and with it its other samples if it asks for several.
 
+        are_ids_known: whether its tokens are known to be ids of the vocabulary, as those are that a program draws itself; else each is looked at.
         Returns: all samples, this one first; sample i has the id "<id>-<i>" and the seed + i.
         Raises: RequestError if it can never be served or the id is in use; nothing has changed then.
         """
-        check_request(request, self.limits)
+        check_request(request, self.limits, are_ids_known=are_ids_known)
         samples = [request, *(request.sibling(index) for index in range(1, request.sampling.n))]
         for sample in samples:
             if self._queues.get(sample.request_id) or sample.request_id in self._groups:
@@ -210,7 +214,8 @@ class Scheduler:
         plan = self.policy.plan(view)
         for request in plan.preempted:
             self._preempt(request)
-        self._admit(plan, view, now_s)
+        if plan.admitted:
+            self._admit(plan, view, now_s)
         if not plan.decodes and not plan.prefills:
             return None
         self._was_prefill = plan.has_prefill
@@ -220,14 +225,19 @@ class Scheduler:
         )
         # No plan has a decode of who is in a microbatch under way, so that only steps beyond those leave tokens pending.
         may_be_pending = len(in_flight) >= self.limits.num_microbatches
-        rows, requests, crossings = advance(
-            plan, self.kv_pages, may_be_pending=may_be_pending, may_be_constrained=bool(self._constrained)
+        rows = advance(
+            plan,
+            self._decodes,
+            self.kv_pages,
+            may_be_pending=may_be_pending,
+            may_be_constrained=bool(self._constrained),
         )
+        self._decodes = rows.group
         schedule = Schedule(self._num_steps, rows, num_tokens, plan.num_short, tuple(self._newly_preempted))
         self._num_steps += 1
         self._newly_preempted.clear()
-        in_flight.add(Step(schedule, rows, requests, crossings))
-        self._lessons.scheduled(schedule, requests, now_s)
+        in_flight.add(schedule, rows)
+        self._lessons.scheduled(schedule, rows, now_s)
         return schedule
 
     def complete(self, schedule: Schedule, result: StepResult, now_s: float) -> Sequence[TokenOutput]:
@@ -238,19 +248,19 @@ class Scheduler:
         if self._in_flight.was_lost(schedule):
             return []
         assert len(result.token_ids) == len(schedule.rows), f"step {schedule.step} must bring a token id a row"
-        step = self._in_flight.oldest(schedule)
+        rows = self._in_flight.oldest(schedule)
         self._lessons.completed(schedule, now_s)
-        failed = self._end_failed(step.requests, schedule, result, now_s)
-        outputs = StepOutputs(failed, step.rows.decodes, result)
-        self._in_flight.land()
-        self._take_decodes(step, result, outputs, now_s)
-        for place, row in enumerate(step.rows.others, len(step.rows.decodes)):
-            if not step.requests[place].is_finished:
-                self._take_prefill(step.requests[place], row, place, result, outputs, now_s)
+        failed = self._end_failed(rows, result, now_s)
+        outputs = StepOutputs(failed, rows.group.requests, result)
+        if self._in_flight.land():
+            outputs.drop(place for place, each in enumerate(rows.group.requests) if each.is_finished)
+        self._take_decodes(rows, result, outputs, now_s)
+        for place, (request, row) in enumerate(zip(rows.readers, rows.others, strict=True), rows.num_decodes):
+            if not request.is_finished:
+                self._take_prefill(request, row, place, result, outputs, now_s)
         self._queues.free_rested_slots()
-        guilty = self.suspects.succeeded(step.requests, outputs)
-        if guilty:
-            outputs.add(*self._end_guilty(guilty, now_s))
+        if self.suspects.is_watching:
+            outputs.add(*self._end_guilty(self.suspects.succeeded(rows.requests, outputs), now_s))
         return outputs
 
     def fail_step(self, schedule: Schedule, now_s: float = 0.0) -> list[TokenOutput] | None:
@@ -291,19 +301,15 @@ class Scheduler:
                 request.first_scheduled_s = now_s
                 request.num_prefix_hit_tokens = request.num_computed_tokens
 
-    def _take_decodes(self, step: Step, result: StepResult, outputs: StepOutputs, now_s: float) -> None:
-        """Give each decode its token. The one loop over all decodes of a step: kept free of calls for those that just go on."""
-        decodes, finished, apart = step.rows.decodes, RequestState.FINISHED, set(step.crossings)
-        for place, (request, token_id) in enumerate(zip(decodes, result.token_ids, strict=False)):
-            if request.state is finished:
-                outputs.drop(place)
-                continue
-            request.token_ids.append(token_id)
-            if token_id in request.stop_token_ids or request.constraint is not None:
-                apart.add(place)
-        for place in sorted(apart - outputs.dropped):
-            self._register(decodes[place], step.rows.decode_starts[place] + 1)
-            reason = self._end_if_due(decodes[place], now_s)
+    def _take_decodes(self, rows: StepRows, result: StepResult, outputs: StepOutputs, now_s: float) -> None:
+        """Give each decode its token; look at those that may end with it, or have filled a page."""
+        requests, apart = rows.group.requests, rows.group.take(result.token_ids, outputs.dropped)
+        apart.update(rows.crossings)
+        if self._constrained:
+            apart.update(place for place, each in enumerate(requests) if each.constraint is not None)
+        for place in sorted(apart - outputs.dropped) if apart else ():
+            self._register(requests[place], rows.num_decoded_tokens(place))
+            reason = self._end_if_due(requests[place], now_s)
             if reason is not None:
                 outputs.end(place, reason)
 
@@ -340,12 +346,10 @@ class Scheduler:
             self._end(request, reason, now_s)
         return reason
 
-    def _end_failed(
-        self, requests: Sequence[Request], schedule: Schedule, result: StepResult, now_s: float
-    ) -> list[TokenOutput]:
+    def _end_failed(self, rows: StepRows, result: StepResult, now_s: float) -> list[TokenOutput]:
         """Constraints take in their tokens; requests whose token is of no use end."""
         outputs: list[TokenOutput] = []
-        wrong = wrong_rows(requests, schedule.rows, result, self.limits.vocab_size, bool(self._constrained))
+        wrong = wrong_rows(rows, result, self.limits.vocab_size, bool(self._constrained))
         for request, fault in wrong:
             self.kv_pages.distrust(request)
             self._end(request, "error", now_s)
@@ -392,3 +396,4 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Raises: AssertionError, with a sentence, if any two records of the same thing disagree."""
         check_scheduler(self._queues, self.kv_pages, self._in_flight.requests)
+        self._decodes.check_integrity()

@@ -9,6 +9,7 @@ from typing import overload
 
 import numpy as np
 
+from sarathi_jax.scheduling.decode_group import DecodeGroup
 from sarathi_jax.scheduling.request import Request
 from sarathi_jax.scheduling.schedule import Schedule, ScheduledRow
 
@@ -18,32 +19,48 @@ class StepRows(Sequence[ScheduledRow]):
     read which never changes, and tokens that are there already.
 
     Args:
-      decodes, decode_starts, slots, block_tables: by decode. is_pending: whether each one's token is in flight; None: none is. masks: by place.
-      others: all other rows.
+      group: the decodes, as they are now. crossings: what its `advance` returned.
+      is_pending: whether each one's token is in flight; None: none is. masks: by place.
+      others, readers: all other rows, and their requests.
     """
 
     def __init__(
         self,
-        decodes: Sequence[Request],
-        decode_starts: Sequence[int],
-        slots: Sequence[int | None],
-        block_tables: Sequence[np.ndarray],
+        group: DecodeGroup,
+        crossings: Sequence[int],
         is_pending: Sequence[bool] | None,
         masks: Mapping[int, np.ndarray],
-        others: Sequence[ScheduledRow],
+        others: Sequence[ScheduledRow] = (),
+        readers: Sequence[Request] = (),
     ) -> None:
-        assert None not in slots, "a token is planned of a request that does not run"
-        self.decodes = decodes
-        self.decode_starts = decode_starts
+        self.group = group
+        self.crossings = crossings
         self.others = others
-        self._slots = slots
-        self._block_tables = block_tables
+        self.readers = readers
+        self.num_decodes = len(group.requests)
+        self._num_rows = self.num_decodes + len(others)
+        self._num_steps_on = group.num_steps - 1
+        self._block_tables = group.block_tables
         self._is_pending = is_pending
         self._masks = masks
         self._rows: tuple[ScheduledRow, ...] | None = None
 
+    @property
+    def requests(self) -> Sequence[Request]:
+        """Of all rows."""
+        return [*self.group.requests, *self.readers] if self.readers else self.group.requests
+
+    @property
+    def decode_context(self) -> int:
+        """Tokens that the decodes attend to, summed over them, their own included."""
+        return self.group.sum_of_starts + self.num_decodes * (self._num_steps_on + 1)
+
+    def num_decoded_tokens(self, place: int) -> int:
+        """Tokens of a decode that are computed with this step."""
+        return self.group.starts[place] + self._num_steps_on + 1
+
     def __len__(self) -> int:
-        return len(self.decodes) + len(self.others)
+        return self._num_rows
 
     def __iter__(self) -> Iterator[ScheduledRow]:
         return iter(self._made())
@@ -62,8 +79,10 @@ class StepRows(Sequence[ScheduledRow]):
 
     def _decode_rows(self) -> list[ScheduledRow]:
         new_row, rows, is_pending = tuple.__new__, list[ScheduledRow](), self._is_pending or repeat(False)
-        columns = zip(self.decodes, self.decode_starts, self._slots, self._block_tables, is_pending, strict=False)
-        for request, start, slot, block_table, is_in_flight in columns:
+        group, num_steps_on = self.group, self._num_steps_on
+        columns = zip(group.requests, group.starts, group.slots, self._block_tables, is_pending, strict=False)
+        for request, first_start, slot, block_table, is_in_flight in columns:
+            start = first_start + num_steps_on
             token_ids = None if is_in_flight else request.token_ids[start : start + 1]
             num_prompt_tokens = request.num_prompt_tokens
             row = (
@@ -76,25 +95,27 @@ class StepRows(Sequence[ScheduledRow]):
         return rows
 
 
-def decode_starts(schedule: Schedule) -> Sequence[int]:
-    """Where a step's rows of one token start."""
-    rows = schedule.rows
+def decode_context(schedule: Schedule) -> int:
+    """Tokens that a step's rows of one token attend to, summed over them, their own included."""
+    rows, num_short = schedule.rows, schedule.num_decode_rows
     if not isinstance(rows, StepRows):
-        return [row.start for row in rows[: schedule.num_decode_rows]]
-    others = rows.others[: schedule.num_decode_rows - len(rows.decodes)]
-    return [*rows.decode_starts, *[row.start for row in others]] if others else rows.decode_starts
+        return sum([row.start for row in rows[:num_short]]) + num_short
+    others = rows.others[: num_short - rows.num_decodes] if num_short > rows.num_decodes else ()
+    return rows.decode_context + sum([row.start + 1 for row in others])
 
 
 def chunk_rows(schedule: Schedule) -> Sequence[ScheduledRow]:
     """A step's longer rows."""
     rows, num_short = schedule.rows, schedule.num_decode_rows
-    return rows.others[num_short - len(rows.decodes) :] if isinstance(rows, StepRows) else rows[num_short:]
+    return rows.others[num_short - rows.num_decodes :] if isinstance(rows, StepRows) else rows[num_short:]
 
 
 def num_grown_outputs(schedule: Schedule) -> int:
     """Rows of one token that go on with an output: they compute its last token and sample another one."""
     rows, num_decodes = schedule.rows, 0
     if isinstance(rows, StepRows):
-        rows, num_decodes = rows.others, len(rows.decodes)
+        rows, num_decodes = rows.others, rows.num_decodes
+    if not rows:
+        return num_decodes
     others = rows[: schedule.num_decode_rows - num_decodes]
     return num_decodes + len([row for row in others if row.num_output_tokens and row.does_sample])

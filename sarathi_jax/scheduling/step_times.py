@@ -19,7 +19,7 @@ import numpy as np
 from sarathi_jax.config import TOKEN_TILE
 from sarathi_jax.errors import ConfigError
 from sarathi_jax.scheduling.schedule import Schedule
-from sarathi_jax.scheduling.step_rows import chunk_rows, decode_starts
+from sarathi_jax.scheduling.step_rows import chunk_rows, decode_context
 
 if TYPE_CHECKING:
     from sarathi_jax.scheduling.step_profile import StepProfile, StepSample
@@ -55,7 +55,7 @@ def load_of(schedule: Schedule) -> StepLoad:
     num_decodes, pairs = schedule.num_decode_rows, 0.0
     for row in chunk_rows(schedule):
         pairs += row.num_tokens * (row.start + row.num_tokens / 2)
-    context = sum(decode_starts(schedule)) + num_decodes
+    context = decode_context(schedule)
     return StepLoad(schedule.num_tokens, len(schedule.rows), num_decodes, context, pairs)
 
 

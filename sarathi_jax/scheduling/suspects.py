@@ -91,9 +91,10 @@ class Suspects:
         return []
 
     def succeeded(self, requests: Sequence[Request], outputs: Iterable[TokenOutput]) -> list[Request]:
-        """A step went well. requests: who was in it. outputs: what it brought. Returns: who has to end, since it goes well without them."""
-        if not self.is_watching:
-            return []
+        """A step went well; to be told while `is_watching`. requests: who was in it. outputs: what it brought.
+
+        Returns: who has to end, since it goes well without them.
+        """
         self._num_failures, self._is_doubtful = 0, False
         self._was_well = self._was_well or any(request in requests for request in self._tried)
         for request in [output.request for output in outputs if output.token_id is not None]:

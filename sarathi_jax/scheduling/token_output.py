@@ -1,6 +1,6 @@
 """What a completed step brings one request."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 from typing import NamedTuple, overload
 
@@ -61,9 +61,9 @@ class StepOutputs(Sequence[TokenOutput]):
         others = [output for output in self._others if output.finish_reason is not None]
         return [*self._failed, *self._ended.values(), *others]
 
-    def drop(self, place: int) -> None:
-        """This decode's token is nobody's."""
-        self.dropped.add(place)
+    def drop(self, places: Iterable[int]) -> None:
+        """These decodes' tokens are nobody's."""
+        self.dropped.update(places)
 
     def end(self, place: int, reason: FinishReason) -> None:
         """This decode's token is its last. To be told in the order of rows."""

@@ -1,18 +1,13 @@
 """Rows of a step whose token is of no use: their requests end with an error, and the others go on."""
 
-from collections.abc import Sequence
-
 from sarathi_jax.outputs import Fault
 from sarathi_jax.scheduling.request import Request
-from sarathi_jax.scheduling.schedule import ScheduledRow, StepResult
+from sarathi_jax.scheduling.schedule import StepResult
+from sarathi_jax.scheduling.step_rows import StepRows
 
 
 def wrong_rows(
-    requests: Sequence[Request],
-    rows: Sequence[ScheduledRow],
-    result: StepResult,
-    vocab_size: int,
-    has_constraints: bool,
+    rows: StepRows, result: StepResult, vocab_size: int, has_constraints: bool
 ) -> list[tuple[Request, Fault]]:
     """The requests, not ended yet, whose logits were not finite, whose token is none of the vocabulary, or whose constraint can't go on after it; and which it was.
 
@@ -23,7 +18,7 @@ def wrong_rows(
     if is_sound and not has_constraints:
         return []
     wrong: list[tuple[Request, Fault]] = []
-    for index, (request, row) in enumerate(zip(requests, rows, strict=True)):
+    for index, (request, row) in enumerate(zip(rows.requests, rows, strict=True)):
         if request.is_finished:
             continue
         is_wrong = row.does_sample and not 0 <= token_ids[index] < vocab_size

@@ -109,7 +109,8 @@ class CostModel:
     has_split_sends: bool = False
 
     def step(self, work: StepWork) -> StepCost:
-        """The cost of one microbatch."""
+        """The cost of one microbatch. Raises: ConfigError if a count is negative."""
+        work.check()
         stages = tuple(self._stage(work, index) for index in range(self.placement.stage))
         return StepCost(stages, self.host.seconds(work.num_rows), self.host.is_overlapped)
 
@@ -119,21 +120,21 @@ class CostModel:
 
     def stages_s(self, work: StepWork) -> tuple[float, ...]:
         """Seconds of each stage, as `step` has them. What depends on the number of tokens or of rows alone is looked up: for those who price many steps."""
-        num_tokens, num_rows, last = work.num_tokens, work.num_rows, self.placement.stage - 1
-        by_tokens, by_rows = self._seconds_by_tokens, self._seconds_by_rows
-        if num_tokens not in by_tokens:
+        num_tokens, num_rows = work.num_tokens, work.num_rows
+        by_tokens = self._seconds_by_tokens.get(num_tokens)
+        if by_tokens is None:
             costs = self.step(StepWork((), num_tokens)).stages
-            by_tokens[num_tokens] = tuple(
-                each.linear_s + each.other_s + each.all_reduce_s + each.send_s for each in costs
-            )
-        if num_rows not in by_rows:
-            by_rows[num_rows] = self._head(num_rows).seconds
-        attention_s = {window: self._chunks_s(work, window) + self._decodes_s(work, window) for window in self._windows}
-        seconds = [
-            alone + sum([count * attention_s[window] for (window, _), count in kinds.items()])
-            for alone, kinds in zip(by_tokens[num_tokens], self._kinds, strict=True)
-        ]
-        seconds[last] += by_rows[num_rows]
+            by_tokens = tuple([each.linear_s + each.other_s + each.all_reduce_s + each.send_s for each in costs])
+            self._seconds_by_tokens[num_tokens] = by_tokens
+        head_s = self._seconds_by_rows.get(num_rows)
+        if head_s is None:
+            head_s = self._seconds_by_rows[num_rows] = self._head(num_rows).seconds
+        seconds = list(by_tokens)
+        for window, counts in self._layers_by_window.items():
+            attention_s = self._chunks_s(work, window) + self._decodes_s(work, window)
+            for stage, count in enumerate(counts):
+                seconds[stage] += count * attention_s
+        seconds[-1] += head_s
         return tuple(seconds)
 
     @cached_property
@@ -175,9 +176,13 @@ class CostModel:
         return [Counter(map(self.model.kind, range(start, start + num_layers))) for start in starts]
 
     @cached_property
-    def _windows(self) -> set[int | None]:
-        """Of any layer."""
-        return {window for kinds in self._kinds for window, _ in kinds}
+    def _layers_by_window(self) -> dict[int | None, tuple[int, ...]]:
+        """Window -> layers of each stage that have it."""
+        windows = dict.fromkeys(window for kinds in self._kinds for window, _ in kinds)
+        return {
+            each: tuple(sum(count for (window, _), count in kinds.items() if window == each) for kinds in self._kinds)
+            for each in windows
+        }
 
     def _size(self, axes: Axes) -> int:
         return self.placement.size(axes)
@@ -299,14 +304,12 @@ class CostModel:
     def _chunks_s(self, work: StepWork, window: int | None) -> float:
         if not work.chunks:
             return 0.0
-        rates = self.device.attention
-        return rates.launch_s + sum(
-            max(
-                4 * self._query_numbers * chunk.num_pairs(window) / rates.flop_per_s,
-                chunk.num_keys(window) * self._kv_layer_bytes / rates.bytes_per_s,
-            )
-            for chunk in work.chunks
-        )
+        rates, numbers, num_bytes, seconds = self.device.attention, self._query_numbers, self._kv_layer_bytes, 0.0
+        for chunk in work.chunks:
+            compute_s = 4 * numbers * chunk.num_pairs(window) / rates.flop_per_s
+            read_s = chunk.num_keys(window) * num_bytes / rates.bytes_per_s
+            seconds += compute_s if compute_s > read_s else read_s
+        return rates.launch_s + seconds
 
     def _decodes_s(self, work: StepWork, window: int | None) -> float:
         if not work.num_decodes:

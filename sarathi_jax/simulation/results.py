@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -47,7 +46,7 @@ class SimulationResult:
     @cached_property
     def tbt_s(self) -> np.ndarray:
         """f64[gaps of all requests], pooled."""
-        times_s = np.fromiter(chain.from_iterable(each.token_times_s for each in self.requests), np.float64)
+        times_s = np.concatenate([np.asarray(each.token_times_s, np.float64) for each in self.requests] or [[]])
         num_before = np.cumsum([len(each.token_times_s) for each in self.requests])  # tokens up to each request's end
         is_gap = np.ones(max(len(times_s) - 1, 0), bool)
         is_gap[num_before[(num_before > 0) & (num_before < len(times_s))] - 1] = (

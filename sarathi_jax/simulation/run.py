@@ -1,7 +1,10 @@
 """A simulated run: requests arrive, the production scheduler and the engine's loop serve them on a virtual clock, and when each token came is kept."""
 
-from collections.abc import Sequence
-from functools import lru_cache
+import gc
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache, partial
 from typing import Protocol, cast
 
 from sarathi_jax.clock import VirtualClock
@@ -50,13 +53,13 @@ class SimulatedRequest(Request):
             slo_class=shape.slo_class or INTERACTIVE,
             client=shape.client_id,
         )
-        self.token_times_s: list[float] = []
+        self.token_times_s = array("d")
 
     def times(self) -> RequestTimes:
         return RequestTimes(
             arrival_s=self.arrival_s,
             first_scheduled_s=self.first_scheduled_s,
-            token_times_s=tuple(self.token_times_s),
+            token_times_s=self.token_times_s,
             num_prompt_tokens=self.num_prompt_tokens,
             is_finished=self.is_finished,
             num_prefix_hit_tokens=self.num_prefix_hit_tokens,
@@ -76,7 +79,46 @@ def simulate(
     observer: is shown every step as it is dispatched.
     Raises: RequestError if one of them can never be served.
     """
-    return _Run(deployment, shapes, judge, observer).run()
+    with _no_search_for_cycles():
+        return _Run(deployment, shapes, judge, observer).run()
+
+
+@contextmanager
+def _no_search_for_cycles() -> Iterator[None]:
+    """A run makes millions of objects, and none that refers to itself: the collector would look at them again and again, and find nothing."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _token_of(token_ids: TokenIds, row: ScheduledRow) -> int:
+    """What a row samples. No method of a run, which would then refer to itself."""
+    return token_ids.output_at(int(row.request_id), row.num_output_tokens)
+
+
+class _TokenTimes:
+    """When tokens came, kept once while they come to the same requests."""
+
+    def __init__(self) -> None:
+        self._receivers: Sequence[Request] = ()
+        self._times_s = array("d")
+
+    def add(self, receivers: Sequence[Request], now_s: float) -> None:
+        """Each of these got a token."""
+        if receivers is not self._receivers:
+            self.hand_out()
+            self._receivers = receivers
+        self._times_s.append(now_s)
+
+    def hand_out(self) -> None:
+        """All requests remember what has come to them."""
+        for request in cast("Sequence[SimulatedRequest]", self._receivers):
+            request.token_times_s += self._times_s
+        self._times_s = array("d")
 
 
 class _Run:
@@ -97,7 +139,7 @@ class _Run:
             model.stages_s,
             model.host,
             self._pipeline,
-            token_of=None if self._token_ids is None else self._token_of,
+            token_of=None if self._token_ids is None else partial(_token_of, self._token_ids),
             observer=observer,
         )
         self._loop = StepLoop(
@@ -110,22 +152,26 @@ class _Run:
         self._arrived: list[SimulatedRequest] = []
         self._judge = judge
         self._is_decided = False
+        self._times = _TokenTimes()
 
     def run(self) -> SimulationResult:
         scheduler, loop = self._scheduler, self._loop
-        while not self._is_decided and (self._arrivals or not loop.is_idle):
+        while not self._is_decided:
             self._arrive()
             if loop.is_full:
                 self._land()
             elif loop.is_idle:
+                if not self._arrivals:
+                    break
                 self._advance_to(self._arrivals.next_arrival_s)
             elif not self._must_wait_for_stage():
                 # With nothing in flight a step is begun; nobody arrives before it is done if it is the only one that may be.
                 num_before = loop.num_in_flight
-                if scheduler.has_unfinished and (outputs := loop.step(does_wait=not num_before)):
-                    self._take(outputs)
+                if scheduler.has_unfinished:
+                    self._take(loop.step(does_wait=not num_before))
                 if num_before and loop.num_in_flight == num_before:  # nothing that is here can run now
                     self._wait()
+        self._times.hand_out()
         return SimulationResult(
             [request.times() for request in self._arrived],
             list(loop.records),
@@ -141,12 +187,8 @@ class _Run:
             shape, token_ids = self._shapes[place], self._token_ids
             prompt = [0] * shape.num_prompt_tokens if token_ids is None else token_ids.prompt(place)
             request = SimulatedRequest(place, shape, prompt, arrival_s)
-            self._scheduler.add(request)
+            self._scheduler.add(request, are_ids_known=True)
             self._arrived.append(request)
-
-    def _token_of(self, row: ScheduledRow) -> int:
-        assert self._token_ids is not None, "tokens are only told apart for a prefix cache"
-        return self._token_ids.output_at(int(row.request_id), row.num_output_tokens)
 
     def _must_wait_for_stage(self) -> bool:
         """Wait for the first stage, taking in what is done before. Returns: False if it is free now."""
@@ -177,10 +219,11 @@ class _Run:
     def _take(self, outputs: Sequence[TokenOutput]) -> None:
         if not isinstance(outputs, StepOutputs):
             return  # nothing came
-        now_s = self._loop.completed_s
-        for request in cast("Sequence[SimulatedRequest]", outputs.receivers):
-            request.token_times_s.append(now_s)
-        for output in outputs.ended:
+        now_s, ended = self._loop.completed_s, outputs.ended
+        self._times.add(outputs.receivers, now_s)
+        if ended:
+            self._times.hand_out()
+        for output in ended:
             request = cast("SimulatedRequest", output.request)
             self._arrivals.end(int(request.request_id), now_s)
             if self._judge is not None:

@@ -1,12 +1,11 @@
 """What a step has to do, as the cost model sees it: chunks, decodes, and what they attend to."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from sarathi_jax.errors import ConfigError
 from sarathi_jax.scheduling.schedule import Schedule
-from sarathi_jax.scheduling.step_rows import chunk_rows, decode_starts
+from sarathi_jax.scheduling.step_rows import chunk_rows, decode_context
 
 
 class ChunkWork(NamedTuple):
@@ -31,18 +30,15 @@ class ChunkWork(NamedTuple):
         return growing * (cached + growing / 2) + (new - growing) * window
 
 
-@dataclass(frozen=True, slots=True)
-class StepWork:
-    """One step. decode_context: tokens that the decodes attend to, summed over them, their own included.
-
-    Raises: ConfigError if a count is negative.
-    """
+class StepWork(NamedTuple):
+    """One step. decode_context: tokens that the decodes attend to, summed over them, their own included."""
 
     chunks: Sequence[ChunkWork] = ()
     num_decodes: int = 0
     decode_context: int = 0
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raises: ConfigError if a count is negative."""
         if self.num_decodes < 0 or self.decode_context < 0 or (self.chunks and min(map(min, self.chunks)) < 0):
             raise ConfigError(f"counts of tokens must not be negative, got {self}: correct them.")
 
@@ -79,7 +75,5 @@ def prefill_work(num_tokens: int, num_cached_tokens: int = 0) -> StepWork:
 
 def scheduled_work(schedule: Schedule) -> StepWork:
     """What a schedule's rows come to: rows of one token are decodes, whatever their request calls them."""
-    num_decodes = schedule.num_decode_rows
-    context = sum(decode_starts(schedule)) + num_decodes
     chunks = tuple([ChunkWork(row.start, row.num_tokens) for row in chunk_rows(schedule)])
-    return StepWork(chunks, num_decodes, context)
+    return StepWork(chunks, schedule.num_decode_rows, decode_context(schedule))

@@ -1,7 +1,7 @@
 """A small scheduler, requests for it, a loop that runs it with given tokens, one with a clock, and what each policy claims."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -98,7 +98,7 @@ class Stepper:
         return schedule, self.complete(schedule, token_id, **result)
 
     def complete(self, schedule: Schedule, token_id: int = 7, **result: Any) -> list[TokenOutput]:
-        done = replace(StepResult([token_id] * len(schedule.rows)), **result)
+        done = StepResult([token_id] * len(schedule.rows))._replace(**result)
         outputs = list(self.scheduler.complete(schedule, done, 0.0))
         self.scheduler.check_integrity()
         return outputs

@@ -59,6 +59,20 @@ def test_a_shared_page_stays_held_until_its_last_holder_leaves() -> None:
     pool.check_integrity()
 
 
+@pytest.mark.parametrize("is_at_once", [True, False])
+def test_free_pages_go_first_and_then_those_that_were_idle_for_longest(is_at_once: bool) -> None:
+    """Of four idle pages, the last one first, two become free: whoever asks for all four, at once or one by one, gets them in one order."""
+    evicted: list[int] = []
+    pool, page_ids = cached_pool(4, evicted)
+    pool.unmark_cached(page_ids[1])
+    pool.unmark_cached(page_ids[3])
+    got = pool.allocate(4) if is_at_once else [pool.allocate_one() for _ in range(4)]
+    assert got == [page_ids[3], page_ids[1], page_ids[2], page_ids[0]] and evicted == got[2:]
+    with pytest.raises(AssertionError, match="a pool with none available"):
+        pool.allocate_one()
+    pool.check_integrity()
+
+
 @pytest.mark.parametrize(
     ("misuse", "message"),
     [

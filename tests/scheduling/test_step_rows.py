@@ -8,7 +8,7 @@ import pytest
 
 from sarathi_jax.scheduling.schedule import Schedule, ScheduledRow, StepResult
 from sarathi_jax.scheduling.scheduler import Scheduler
-from sarathi_jax.scheduling.step_rows import chunk_rows, decode_starts, num_grown_outputs
+from sarathi_jax.scheduling.step_rows import chunk_rows, decode_context, num_grown_outputs
 from sarathi_jax.scheduling.token_output import StepOutputs
 
 Make = Callable[..., Any]
@@ -67,7 +67,7 @@ def test_sums_over_rows_are_those_of_the_rows(make_request: Make, make_stepper: 
     assert [(row.request_id, row.start, row.num_tokens) for row in rows] == [
         ("a", 4, 1), ("b", 5, 1), ("c", 17, 1), ("d", 0, 1), ("e", 0, 12),
     ]  # fmt: skip
-    assert list(decode_starts(schedule)) == [4, 5, 17, 0]
+    assert decode_context(schedule) == 5 + 6 + 18 + 1
     assert list(chunk_rows(schedule)) == [rows[4]]
     assert num_grown_outputs(schedule) == 3  # the fourth is a whole prompt
 

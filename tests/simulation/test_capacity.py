@@ -1,6 +1,7 @@
 """F17: the search for capacity, on a queue whose answer is known in closed form; and the judge, which may save time and must not change an answer."""
 
 import math
+from array import array
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -192,7 +193,7 @@ def arrived(index: int, delay_s: float | None, gap_s: float = 0.0) -> SimulatedR
     """Of 50 tokens, arrived at 0, and scheduled after a while or not yet."""
     request = SimulatedRequest(index, RequestShape(0.0, 1, 51), [0], 0.0)
     request.first_scheduled_s = delay_s
-    request.token_times_s = [gap_s * k for k in range(51)]
+    request.token_times_s = array("d", [gap_s * k for k in range(51)])
     return request
 
 

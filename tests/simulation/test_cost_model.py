@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from sarathi_jax.errors import ConfigError
 from sarathi_jax.simulation.cost_model import CostModel, StageCost, tile_rounded
 from sarathi_jax.simulation.hardware import HostCost, load_device, load_host, load_system
 from sarathi_jax.simulation.links import Links
@@ -22,6 +23,11 @@ Make = Callable[..., CostModel]
 def tiny(shape: ModelShape = TINY, **mesh: int) -> CostModel:
     placement = Placement(num_hosts=2, gpus_per_host=4, **mesh)
     return CostModel(shape, load_device("a100-80g"), placement, Links(load_system("pairwise-a100")), NO_HOST)
+
+
+def test_negative_counts_have_no_price() -> None:
+    with pytest.raises(ConfigError, match="must not be negative"):
+        tiny().step(StepWork((), -1))
 
 
 def only_stage(model: CostModel, work: StepWork) -> StageCost:

@@ -1,5 +1,6 @@
 """Whole simulated runs of two requests, counted by hand: a second a token, steps of at most four tokens."""
 
+import gc
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -172,3 +173,23 @@ def test_prompts_that_share_nothing_find_nothing(make_deployment: Make) -> None:
 def test_who_has_not_arrived_when_a_run_is_stopped_counts_as_unfinished(make_deployment: Make) -> None:
     result = simulate(make_deployment(1.0), [*TWO, RequestShape(99.0, 1, 1)], StopAtOnce())
     assert (result.num_absent, result.num_unfinished) == (1, 1)
+
+
+@pytest.mark.parametrize("was_enabled", [True, False])
+def test_a_run_leaves_the_collector_as_it_was_and_nothing_to_collect(make_deployment: Make, was_enabled: bool) -> None:
+    """It does without the collector while it lasts: of all its requests, with prefixes that they share and pages that run out, none may refer to itself."""
+    shapes = [RequestShape(float(index), 3 + index % 7, 1 + index % 9) for index in range(400)]
+    deployment = make_deployment(0.5, num_kv_tokens=40, page_size=4, max_model_len=20, is_prefix_caching=True)
+    was_on = gc.isenabled()
+    try:
+        (gc.enable if was_enabled else gc.disable)()
+        simulate(deployment, shapes[:40])
+        gc.collect()
+        simulate(deployment, shapes)
+        assert gc.isenabled() == was_enabled
+        assert gc.collect() < len(shapes) / 4, "there are cycles in each request"
+        with pytest.raises(RequestError):
+            simulate(make_deployment(1.0), [RequestShape(0.0, 64, 1)])
+        assert gc.isenabled() == was_enabled
+    finally:
+        (gc.enable if was_on else gc.disable)()

@@ -41,4 +41,4 @@ def test_steps_of_one_kind() -> None:
 
 def test_negative_counts_are_refused() -> None:
     with pytest.raises(ConfigError, match="must not be negative"):
-        prefill_work(-1)
+        prefill_work(-1).check()

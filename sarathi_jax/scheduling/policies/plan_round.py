@@ -77,55 +77,51 @@ class PlanRound:
 
     def add_decodes(self) -> list[Request]:
         """One token for every decode. Returns: running requests that still read their prompt."""
-        running, decodes, prefilling, place = self._running, self._decodes, list[Request](), 0
-        # Only these need a look: they read, need a page, or have their last token in flight. All between them just go on.
-        apart = [index for index, each in enumerate(running) if each.num_computed_tokens >= each.smooth_until]
-        max_decodes, under_way = self._max_decodes(apart), self._view.under_way
-        for index in apart:
-            request = running[index]
-            decodes += self._not_under_way(running[place:index])
-            place = index + 1
-            if index >= self._num_kept:
+        running, under_way, prefilling, left_out = self._running, self._view.under_way, list[Request](), list[int]()
+        # Only these need a look: they read, need a page, have their last token in flight, or are under way. All others just go on.
+        apart = [place for place, each in enumerate(running) if each.num_computed_tokens >= each.smooth_until]
+        if under_way:
+            apart = sorted({*apart, *[place for place, each in enumerate(running) if each in under_way]})
+        max_decodes = self._max_decodes(apart) if self._limits.num_microbatches > 1 else self._limits.token_budget
+        for place in apart:
+            if place >= self._num_kept:
                 break
+            request = running[place]
             if request.num_computed_tokens < request.num_prefill_tokens:
                 if self._does_chain_chunks or request not in under_way:
                     prefilling.append(request)
-            elif request in under_way:
+            elif (
+                request in under_way
+                or request.num_tokens >= request.max_num_tokens
+                or place - len(left_out) >= max_decodes
+            ):
+                pass  # it is another microbatch's, or its last token is in flight
+            elif request.num_computed_tokens < request.num_reserved_tokens or self._found_page(place):
                 continue
-            elif request.num_tokens >= request.max_num_tokens or len(decodes) >= max_decodes:
-                continue  # its last token is in flight, or it is another microbatch's
-            elif request.num_computed_tokens < request.num_reserved_tokens or self._found_page(running, index):
-                decodes.append(request)
-        decodes += self._not_under_way(running[place:])
-        if self._num_kept < len(running):
-            gone = set(running[self._num_kept :])
-            decodes[:] = [request for request in decodes if request not in gone]
-        del decodes[max_decodes:]
-        self._num_tokens_left -= len(decodes)
+            left_out.append(place)
+        self._decodes += running[: self._num_kept]
+        for place in reversed(left_out):
+            del self._decodes[place : place + 1]  # one that found no page is gone already
+        del self._decodes[max_decodes:]
+        self._num_tokens_left -= len(self._decodes)
         return prefilling
 
     def _max_decodes(self, apart: Sequence[int]) -> int:
-        """Decodes of one step: all, or in a pipeline an even share for each microbatch, so that none holds up the others. apart: those that may be none."""
-        num_microbatches, budget = self._limits.num_microbatches, self._limits.token_budget
-        if num_microbatches == 1:
-            return budget
-        running = self._running
-        others = [running[index] for index in apart]
+        """Decodes of one step of a pipeline: an even share for each microbatch, so that none holds up the others. apart: places of those that may be none."""
+        others = [self._running[place] for place in apart]
         num_others = sum([each.is_prefilling or each.num_remaining_tokens == 0 for each in others])
-        return min(-(-(len(running) - num_others) // num_microbatches), budget)
+        share = -(-(len(self._running) - num_others) // self._limits.num_microbatches)
+        return min(share, self._limits.token_budget)
 
-    def _not_under_way(self, requests: Sequence[Request]) -> Sequence[Request]:
-        under_way = self._view.under_way
-        return [request for request in requests if request not in under_way] if under_way else requests
-
-    def _found_page(self, running: Sequence[Request], index: int) -> bool:
-        """Take a page for the decode at `index`, preempting from the last one on. Returns: False if it had to go itself."""
-        while self._pages.num_available == 0:
+    def _found_page(self, place: int) -> bool:
+        """Take a page for the decode at this place, preempting from the last one on. Returns: False if it had to go itself."""
+        pages = self._pages
+        while not pages.num_available:
             self._num_kept -= 1
-            self._pages.release(running[self._num_kept])
-            if self._num_kept == index:
+            pages.release(self._running[self._num_kept])
+            if self._num_kept == place:
                 return False
-        self._pages.take(1)
+        pages.num_available -= 1
         return True
 
     def prefilling(self) -> list[Request]:
