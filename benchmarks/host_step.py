@@ -8,15 +8,12 @@ Metric: seconds a step, median and the middle 90 % over the steps: of the clock 
 of this thread's processor time for the whole and its parts, which a busy machine distorts less. `parts` is scheduling, packing and completing together; what
 the whole has on top is making events (and text) of tokens, and the step's record.
 
-    python benchmarks/host_step.py [--steps 1000] [--output benchmarks/results/host_step.json]
+    python -m benchmarks.host_step [--steps 1000] [--output benchmarks/results/host_step.json]
 """
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -25,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.machine import machine
 from sarathi_jax.clock import WallClock
 from sarathi_jax.engine.engine import Engine
 from sarathi_jax.execution.buckets import BucketTable
@@ -198,27 +196,13 @@ def spread(values_s: list[float]) -> dict[str, float]:
     return {"median_s": statistics.median(values_s), "p5_s": float(low), "p95_s": float(high)}
 
 
-def machine() -> dict[str, Any]:
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    cpu_lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    models = [line.partition(":")[2].strip() for line in cpu_lines if line.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.processor(),
-        "num_cpus": os.cpu_count(),
-        "load_average": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "commit": done.stdout.strip() or "unknown",
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1000, help="steps to time of each mix (default: 1000)")
     parser.add_argument("--mix", action="append", choices=MIXES, help="only this one; may be repeated")
     parser.add_argument("--output", type=Path, help="also write the JSON there")
     args = parser.parse_args()
-    report: dict[str, Any] = {"benchmark": "host_step", "num_rows": NUM_ROWS, **machine(), "mixes": {}}
+    report: dict[str, Any] = {"benchmark": "host_step", "num_rows": NUM_ROWS, **machine("numpy"), "mixes": {}}
     print(", ".join(f"{name} {value}" for name, value in report.items() if name != "mixes"))
     for mix in args.mix or MIXES:
         report["mixes"][mix] = found = measure(mix, args.steps)

@@ -7,15 +7,13 @@ restore of the same checkpoint, which gives whole arrays only, for comparison.
 Metric: seconds of the clock and of this process' processors, medians; `ratio` is the median over the rounds of safetensors' time over Orbax' in the same round:
 above 1, Orbax is faster. Once, all parameters are compared bit by bit.
 
-    python benchmarks/restore.py [--repeats 9] [--layers 9] [--folder DIR] [--output benchmarks/results/restore.json]
+    python -m benchmarks.restore [--repeats 9] [--layers 9] [--folder DIR] [--output benchmarks/results/restore.json]
 """
 
 import argparse
 import json
 import os
-import platform
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -31,6 +29,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from safetensors.numpy import save_file
 
+from benchmarks.machine import machine
 from sarathi_jax.checkpoints.convert import convert
 from sarathi_jax.checkpoints.loader import load_params
 from sarathi_jax.checkpoints.model_config import read_model_config
@@ -125,26 +124,17 @@ def measure(ways: Mapping[str, Way], folders: tuple[Path, Path], repeats: int, *
     return {**seconds, "ratio": round(statistics.median(ratios), 3)}
 
 
-def machine() -> dict[str, Any]:
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.processor(),
-        "num_cpus": os.cpu_count(),
-        "load_average": os.getloadavg()[0],
-        "jax": jax.__version__,
-        "orbax": ocp.__version__,
-        "commit": done.stdout.strip() or "unknown",
-    }
-
-
 def run(root: Path, args: argparse.Namespace) -> dict[str, Any]:
     model, converted = root / "model", root / "converted"
     write_model(model, args.layers)
     start_s = time.perf_counter()
     done = convert(model, converted, progress=True)
-    report: dict[str, Any] = {"benchmark": "restore", **machine(), "num_bytes": done.num_bytes, "repeats": args.repeats}
+    report: dict[str, Any] = {
+        "benchmark": "restore",
+        **machine("jax", "orbax-checkpoint"),
+        "num_bytes": done.num_bytes,
+        "repeats": args.repeats,
+    }
     report["convert_s"] = round(time.perf_counter() - start_s, 2)
     for shape in MESHES:
         state = abstract_model(read_model_config(model), np.dtype("bfloat16"), make_mesh(shape), MEGATRON)

@@ -114,5 +114,6 @@ def _spoilt(result: StepResult, fault: Fault) -> StepResult:
         is_finite[row] = False
         return result._replace(is_finite=is_finite)
     if fault.point == "step.oob_token":
-        return result._replace(token_ids=[*result.token_ids[:row], NO_TOKEN, *result.token_ids[row + 1 :]])
+        token_ids = [*result.token_ids[:row], NO_TOKEN, *result.token_ids[row + 1 :]]
+        return result._replace(token_ids=token_ids, are_ids_known=False)
     return result

@@ -15,6 +15,7 @@ import numpy as np
 from sarathi_jax.execution.buckets import Bucket, Variant
 from sarathi_jax.execution.sampling_row import NUM_SAMPLING_COLUMNS
 from sarathi_jax.scheduling.schedule import Schedule, ScheduledRow
+from sarathi_jax.scheduling.step_rows import row_columns
 
 
 class PackedField(NamedTuple):
@@ -100,7 +101,8 @@ class SlotTables:
 
     def variant(self, rows: Sequence[ScheduledRow]) -> Variant:
         """The least variant that serves all rows."""
-        return Variant(self.variants[_column(rows, "batch_slot")].max())
+        _, _, batch_slots = row_columns(rows)
+        return Variant(self.variants[batch_slots].max())
 
     def update(self, rows: Sequence[ScheduledRow]) -> None:
         """Take in block tables that have changed: a request's table is a new view whenever it grows, and the same one otherwise."""
@@ -126,8 +128,7 @@ def pack(schedule: Schedule, bucket: Bucket, geometry: Geometry, slots: SlotTabl
         name: packed[field.offset : field.offset + field.size].reshape(field.shape) for name, field in fields.items()
     }
     rows, count = tuple(schedule.rows), len(schedule.rows)
-    starts, lengths = _column(rows, "start"), _column(rows, "num_tokens")
-    batch_slots = _column(rows, "batch_slot")
+    starts, lengths, batch_slots = row_columns(schedule.rows)
     slots.update(rows)
     np.take(slots.block_tables, batch_slots, axis=0, out=views["block_tables"][:count], mode="clip")
     views["batch_slots"][:count] = batch_slots
@@ -161,14 +162,6 @@ def pack_padding(bucket: Bucket, geometry: Geometry) -> np.ndarray:
     return packed
 
 
-_COLUMN = {name: index for index, name in enumerate(ScheduledRow._fields)}
-
-
-def _column(rows: Sequence[ScheduledRow], name: str) -> np.ndarray:
-    index = _COLUMN[name]
-    return np.array([row[index] for row in rows], np.int32)
-
-
 def _fill_tokens(
     views: Mapping[str, np.ndarray],
     rows: Sequence[ScheduledRow],
@@ -198,7 +191,7 @@ def _fill_full(
     views: Mapping[str, np.ndarray], rows: Sequence[ScheduledRow], lengths: np.ndarray, geometry: Geometry
 ) -> None:
     count, num_tokens = len(rows), int(lengths.sum())
-    views["num_prompt_tokens"][:count] = _column(rows, "num_prompt_tokens")
+    views["num_prompt_tokens"][:count] = [row.num_prompt_tokens for row in rows]
     views["is_stop_banned"][:count] = [row.num_output_tokens < row.sampling.min_tokens for row in rows]
     views["token_batch_slots"][:num_tokens] = np.repeat(views["batch_slots"][:count], lengths)
     views["token_batch_slots"][num_tokens:] = geometry.max_num_seqs

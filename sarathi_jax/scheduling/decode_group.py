@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence, Set
 
+import numpy as np
+
 from sarathi_jax.scheduling.kv_pages import KVPages
 from sarathi_jax.scheduling.request import Request, RequestState
 
@@ -16,6 +18,7 @@ class DecodeGroup:
 
     __slots__ = (
         "_appends",
+        "_arrays",
         "_stop_token_ids",
         "block_tables",
         "num_steps",
@@ -34,8 +37,16 @@ class DecodeGroup:
         self._appends = [request.token_ids.append for request in requests]
         stops = [request.stop_token_ids for request in requests if request.stop_token_ids]
         self._stop_token_ids: frozenset[int] = frozenset().union(*stops)
+        self._arrays: tuple[np.ndarray, np.ndarray] | None = None
         self.num_steps = 0
         assert None not in self.slots, "a token is planned of a request that does not run"
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """starts and slots, i32[requests] each; made once, and never written to."""
+        if self._arrays is None:
+            self._arrays = np.array(self.starts, np.int32), np.array(self.slots, np.int32)
+        return self._arrays
 
     def advance(self, kv_pages: KVPages) -> list[int]:
         """Each goes on by the one token that it is behind. Returns: places of those that reach the end of a page that can be found, or their own.

@@ -66,9 +66,11 @@ class StepResult(NamedTuple):
     is_finite: False where the row's logits held NaN or infinity: its token means nothing and the request has to end with an error.
     logprobs, prompt_logprobs: None unless some row asked; None for rows that did not. Prompt log-probabilities are of tokens
       start + 1 .. start + num_tokens that belong to the prompt.
+    are_ids_known: whether the token ids are known to be of the vocabulary, as a simulator's are; else each is looked at.
     """
 
     token_ids: list[int]
     is_finite: list[bool] | None = None
     logprobs: list[TokenLogprobs | None] | None = None
     prompt_logprobs: list[list[TokenLogprobs] | None] | None = None
+    are_ids_known: bool = False

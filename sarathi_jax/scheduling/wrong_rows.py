@@ -14,8 +14,8 @@ def wrong_rows(
     Constraints of all others take in their tokens. has_constraints: whether there may be any.
     """
     token_ids, is_finite = result.token_ids, result.is_finite
-    is_sound = (is_finite is None or all(is_finite)) and min(token_ids) >= 0 and max(token_ids) < vocab_size
-    if is_sound and not has_constraints:
+    are_ids_sound = result.are_ids_known or (min(token_ids) >= 0 and max(token_ids) < vocab_size)
+    if are_ids_sound and (is_finite is None or all(is_finite)) and not has_constraints:
         return []
     wrong: list[tuple[Request, Fault]] = []
     for index, (request, row) in enumerate(zip(rows.requests, rows, strict=True)):

@@ -81,8 +81,9 @@ class SimulatedExecutor:
         self.clock.advance(max(self.pipeline.done_s(passage) - self.clock.now(), 0.0))
         token_of = self._token_of
         if token_of is None:
-            return StepResult([0] * len(schedule.rows))
-        return StepResult([token_of(row) if row.does_sample else 0 for row in schedule.rows])
+            return StepResult([0] * len(schedule.rows), are_ids_known=True)
+        token_ids = [token_of(row) if row.does_sample else 0 for row in schedule.rows]
+        return StepResult(token_ids, are_ids_known=True)
 
     def close(self) -> None:
         """Nothing is held."""

@@ -7,6 +7,7 @@ import pytest
 
 from sarathi_jax.errors import RequestError
 from sarathi_jax.scheduling.schedule import Schedule, ScheduledRow, StepResult
+from sarathi_jax.scheduling.step_rows import row_columns
 
 Make = Callable[..., Any]
 
@@ -21,6 +22,7 @@ def test_rows_of_a_group_go_on_from_step_to_step(make_request: Make, make_steppe
     stepper.step()
     schedules = [stepper.step()[0] for _ in range(4)]
     assert [[row.start for row in each.rows] for each in schedules] == [[3, 6], [4, 7], [5, 8], [6, 9]]
+    assert [row_columns(each.rows)[0].tolist() for each in schedules] == [[3, 6], [4, 7], [5, 8], [6, 9]]
     assert [[len(row.block_table) for row in each.rows] for each in schedules] == [[1, 2], [2, 2], [2, 3], [2, 3]]
     assert [[row.batch_slot for row in each.rows] for each in schedules] == [[0, 1]] * 4
     assert [[list(row.token_ids or ()) for row in each.rows] for each in schedules] == [[[7], [7]]] * 4
@@ -91,3 +93,10 @@ def test_ids_that_are_known_are_not_looked_at_and_all_else_is(make_request: Make
         scheduler.add(make_request("c", []), are_ids_known=True)
     with pytest.raises(RequestError, match="must be between 0 and 99"):
         scheduler.add(make_request("d", [100]))
+
+
+def test_sampled_ids_are_looked_at_unless_they_are_known(make_request: Make, make_stepper: Make) -> None:
+    for are_ids_known, reason in ((False, "error"), (True, None)):
+        stepper = make_stepper(make_request("a", 3))
+        _, (output,) = stepper.step(100, are_ids_known=are_ids_known)
+        assert output.finish_reason == reason

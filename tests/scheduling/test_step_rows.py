@@ -8,7 +8,7 @@ import pytest
 
 from sarathi_jax.scheduling.schedule import Schedule, ScheduledRow, StepResult
 from sarathi_jax.scheduling.scheduler import Scheduler
-from sarathi_jax.scheduling.step_rows import chunk_rows, decode_context, num_grown_outputs
+from sarathi_jax.scheduling.step_rows import chunk_rows, decode_context, num_grown_outputs, row_columns
 from sarathi_jax.scheduling.token_output import StepOutputs
 
 Make = Callable[..., Any]
@@ -68,6 +68,9 @@ def test_sums_over_rows_are_those_of_the_rows(make_request: Make, make_stepper: 
         ("a", 4, 1), ("b", 5, 1), ("c", 17, 1), ("d", 0, 1), ("e", 0, 12),
     ]  # fmt: skip
     assert decode_context(schedule) == 5 + 6 + 18 + 1
+    for columns in (row_columns(schedule.rows), row_columns(rows)):
+        assert [column.tolist() for column in columns] == [[4, 5, 17, 0, 0], [1, 1, 1, 1, 12], [0, 1, 2, 3, 4]]
+        assert {column.dtype for column in columns} == {np.dtype(np.int32)}
     assert list(chunk_rows(schedule)) == [rows[4]]
     assert num_grown_outputs(schedule) == 3  # the fourth is a whole prompt
 
