@@ -47,13 +47,16 @@ class StepOutputs(Sequence[TokenOutput]):
         self._others: list[TokenOutput] = []
 
     @property
-    def receivers(self) -> Sequence[Request]:
-        """Requests that got a token."""
-        decodes = self._decodes
-        if self.dropped:
-            decodes = [request for place, request in enumerate(decodes) if place not in self.dropped]
-        others = [output.request for output in self._others if output.token_id is not None]
-        return [*decodes, *others] if others else decodes
+    def decodes(self) -> Sequence[Request]:
+        """Decodes that got a token; the same list from step to step where they stay the same."""
+        if not self.dropped:
+            return self._decodes
+        return [request for place, request in enumerate(self._decodes) if place not in self.dropped]
+
+    @property
+    def readers(self) -> Sequence[Request]:
+        """All others that got a token: they have read what they had."""
+        return [output.request for output in self._others if output.token_id is not None]
 
     @property
     def ended(self) -> Sequence[TokenOutput]:

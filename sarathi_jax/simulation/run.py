@@ -101,22 +101,22 @@ def _token_of(token_ids: TokenIds, row: ScheduledRow) -> int:
 
 
 class _TokenTimes:
-    """When tokens came, kept once while they come to the same requests."""
+    """When decodes got their tokens, kept once while they stay the same."""
 
     def __init__(self) -> None:
-        self._receivers: Sequence[Request] = ()
+        self._decodes: Sequence[Request] = ()
         self._times_s = array("d")
 
-    def add(self, receivers: Sequence[Request], now_s: float) -> None:
+    def add(self, decodes: Sequence[Request], now_s: float) -> None:
         """Each of these got a token."""
-        if receivers is not self._receivers:
+        if decodes is not self._decodes:
             self.hand_out()
-            self._receivers = receivers
+            self._decodes = decodes
         self._times_s.append(now_s)
 
     def hand_out(self) -> None:
         """All requests remember what has come to them."""
-        for request in cast("Sequence[SimulatedRequest]", self._receivers):
+        for request in cast("Sequence[SimulatedRequest]", self._decodes):
             request.token_times_s += self._times_s
         self._times_s = array("d")
 
@@ -220,7 +220,9 @@ class _Run:
         if not isinstance(outputs, StepOutputs):
             return  # nothing came
         now_s, ended = self._loop.completed_s, outputs.ended
-        self._times.add(outputs.receivers, now_s)
+        self._times.add(outputs.decodes, now_s)
+        for request in cast("Sequence[SimulatedRequest]", outputs.readers):
+            request.token_times_s.append(now_s)
         if ended:
             self._times.hand_out()
         for output in ended:

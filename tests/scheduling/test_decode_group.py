@@ -63,7 +63,7 @@ def test_a_row_of_one_that_ended_takes_nobody_elses_token(make_request: Make, ma
     for token_id, schedule in zip((20, 30), steps, strict=True):
         outputs = stepper.scheduler.complete(schedule, StepResult([token_id, token_id + 1, token_id + 2]), 0.0)
         assert [(each.request.request_id, each.token_id) for each in outputs] == [("a", token_id), ("c", token_id + 2)]
-        assert [each.request_id for each in outputs.receivers] == ["a", "c"]
+        assert [each.request_id for each in outputs.decodes] == ["a", "c"]
     a, c = (stepper.scheduler.get(name) for name in "ac")
     assert (a.output_token_ids, c.output_token_ids) == ([7, 20, 30], [7, 22, 32])
     stepper.scheduler.check_integrity()

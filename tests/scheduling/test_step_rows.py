@@ -88,7 +88,7 @@ def test_outputs_say_who_got_a_token_and_who_ended(make_request: Make, make_step
     assert isinstance(outputs, StepOutputs)
     said = [(each.request.request_id, each.token_id, each.finish_reason, each.stop_token_id) for each in outputs]
     assert said == [("a", 5, None, None), ("b", 5, "length", None), ("c", 9, "stop", 9), ("e", 5, None, None)]
-    assert [each.request_id for each in outputs.receivers] == ["a", "b", "c", "e"]
+    assert [[each.request_id for each in got] for got in (outputs.decodes, outputs.readers)] == [["a", "b", "c"], ["e"]]
     assert [each.request.request_id for each in outputs.ended] == ["b", "c"]
     assert len(outputs) == 4 and outputs[1].request is requests[1]
 
