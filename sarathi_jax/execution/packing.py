@@ -14,8 +14,7 @@ import numpy as np
 
 from sarathi_jax.execution.buckets import Bucket, Variant
 from sarathi_jax.execution.sampling_row import NUM_SAMPLING_COLUMNS
-from sarathi_jax.scheduling.schedule import Schedule, ScheduledRow
-from sarathi_jax.scheduling.step_rows import row_columns
+from sarathi_jax.scheduling.schedule import Schedule, ScheduledRow, row_columns
 
 
 class PackedField(NamedTuple):
@@ -101,8 +100,7 @@ class SlotTables:
 
     def variant(self, rows: Sequence[ScheduledRow]) -> Variant:
         """The least variant that serves all rows."""
-        _, _, batch_slots = row_columns(rows)
-        return Variant(self.variants[batch_slots].max())
+        return Variant(self.variants[row_columns(rows).batch_slots].max())
 
     def update(self, rows: Sequence[ScheduledRow]) -> None:
         """Take in block tables that have changed: a request's table is a new view whenever it grows, and the same one otherwise."""

@@ -5,7 +5,7 @@ priced by a cost model, or sent to another process; it holds token ids, block ta
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -43,6 +43,30 @@ class ScheduledRow(NamedTuple):
     seed: int
     next_token_id: int | None = None
     token_mask: np.ndarray | None = None
+
+
+class RowColumns(NamedTuple):
+    """Some fields of a step's rows: i32[rows] each, never written to."""
+
+    starts: np.ndarray
+    num_tokens: np.ndarray
+    batch_slots: np.ndarray
+
+
+@runtime_checkable
+class HasColumns(Protocol):
+    """Rows that have their columns, and need not be made for them."""
+
+    @property
+    def columns(self) -> RowColumns: ...
+
+
+def row_columns(rows: Sequence[ScheduledRow]) -> RowColumns:
+    """The columns of any rows."""
+    if isinstance(rows, HasColumns):
+        return rows.columns
+    fields = [(row.start, row.num_tokens, row.batch_slot) for row in rows]
+    return RowColumns(*np.array(fields, np.int32).reshape(-1, 3).T)
 
 
 class Schedule(NamedTuple):

@@ -11,7 +11,7 @@ import numpy as np
 
 from sarathi_jax.scheduling.decode_group import DecodeGroup
 from sarathi_jax.scheduling.request import Request
-from sarathi_jax.scheduling.schedule import Schedule, ScheduledRow
+from sarathi_jax.scheduling.schedule import RowColumns, Schedule, ScheduledRow, row_columns
 
 
 class StepRows(Sequence[ScheduledRow]):
@@ -22,8 +22,6 @@ class StepRows(Sequence[ScheduledRow]):
       group: the decodes, as they are now. crossings: what its `advance` returned.
       is_pending: whether each one's token is in flight; None: none is. masks: by place.
       others, readers: all other rows, and their requests.
-
-    num_steps_on: tokens that each decode is further than in the group's first step.
     """
 
     def __init__(
@@ -41,7 +39,7 @@ class StepRows(Sequence[ScheduledRow]):
         self.readers = readers
         self.num_decodes = len(group.requests)
         self._num_rows = self.num_decodes + len(others)
-        self.num_steps_on = group.num_steps - 1
+        self._num_steps_on = group.num_steps - 1
         self._block_tables = group.block_tables
         self._is_pending = is_pending
         self._masks = masks
@@ -55,11 +53,23 @@ class StepRows(Sequence[ScheduledRow]):
     @property
     def decode_context(self) -> int:
         """Tokens that the decodes attend to, summed over them, their own included."""
-        return self.group.sum_of_starts + self.num_decodes * (self.num_steps_on + 1)
+        return self.group.sum_of_starts + self.num_decodes * (self._num_steps_on + 1)
+
+    @property
+    def columns(self) -> RowColumns:
+        others = row_columns(self.others)
+        if not self.num_decodes:
+            return others
+        starts, slots = self.group.arrays
+        return RowColumns(
+            np.concatenate((starts + self._num_steps_on, others.starts)),
+            np.concatenate((np.ones(self.num_decodes, np.int32), others.num_tokens)),
+            np.concatenate((slots, others.batch_slots)),
+        )
 
     def num_decoded_tokens(self, place: int) -> int:
         """Tokens of a decode that are computed with this step."""
-        return self.group.starts[place] + self.num_steps_on + 1
+        return self.group.starts[place] + self._num_steps_on + 1
 
     def __len__(self) -> int:
         return self._num_rows
@@ -81,7 +91,7 @@ class StepRows(Sequence[ScheduledRow]):
 
     def _decode_rows(self) -> list[ScheduledRow]:
         new_row, rows, is_pending = tuple.__new__, list[ScheduledRow](), self._is_pending or repeat(False)
-        group, num_steps_on = self.group, self.num_steps_on
+        group, num_steps_on = self.group, self._num_steps_on
         columns = zip(group.requests, group.starts, group.slots, self._block_tables, is_pending, strict=False)
         for request, first_start, slot, block_table, is_in_flight in columns:
             start = first_start + num_steps_on
@@ -95,20 +105,6 @@ class StepRows(Sequence[ScheduledRow]):
         for place, mask in self._masks.items():
             rows[place] = rows[place]._replace(token_mask=mask)
         return rows
-
-
-def row_columns(rows: Sequence[ScheduledRow]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Start, number of tokens and batch slot of each row, i32[rows] each."""
-    others = rows.others if isinstance(rows, StepRows) else rows
-    columns = np.array([(row.start, row.num_tokens, row.batch_slot) for row in others], np.int32).reshape(-1, 3).T
-    if not isinstance(rows, StepRows) or not rows.num_decodes:
-        return columns[0], columns[1], columns[2]
-    starts, slots = rows.group.arrays
-    return (
-        np.concatenate((starts + rows.num_steps_on, columns[0])),
-        np.concatenate((np.ones(rows.num_decodes, np.int32), columns[1])),
-        np.concatenate((slots, columns[2])),
-    )
 
 
 def decode_context(schedule: Schedule) -> int:

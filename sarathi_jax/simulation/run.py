@@ -171,7 +171,6 @@ class _Run:
                     self._take(loop.step(does_wait=not num_before))
                 if num_before and loop.num_in_flight == num_before:  # nothing that is here can run now
                     self._wait()
-        self._times.hand_out()
         return SimulationResult(
             [request.times() for request in self._arrived],
             list(loop.records),

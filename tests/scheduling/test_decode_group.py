@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 
 from sarathi_jax.errors import RequestError
-from sarathi_jax.scheduling.schedule import Schedule, ScheduledRow, StepResult
-from sarathi_jax.scheduling.step_rows import row_columns
+from sarathi_jax.scheduling.schedule import Schedule, ScheduledRow, StepResult, row_columns
 
 Make = Callable[..., Any]
 
@@ -100,3 +99,13 @@ def test_sampled_ids_are_looked_at_unless_they_are_known(make_request: Make, mak
         stepper = make_stepper(make_request("a", 3))
         _, (output,) = stepper.step(100, are_ids_known=are_ids_known)
         assert output.finish_reason == reason
+
+
+def test_a_page_that_a_decode_has_filled_is_found_while_it_goes_on(make_request: Make, make_stepper: Make) -> None:
+    """After a prompt of 3 and six more tokens, 8 are computed: two pages of 4. Another prompt that begins with them starts behind these."""
+    stepper = make_stepper(make_request("a", 3, max_tokens=20))
+    for _ in range(6):
+        stepper.step()
+    stepper.scheduler.add(make_request("b", [1, 2, 3, *[7] * 6]))
+    schedule, _ = stepper.step()
+    assert [(row.request_id, row.start, row.num_tokens) for row in schedule.rows] == [("a", 8, 1), ("b", 8, 1)]

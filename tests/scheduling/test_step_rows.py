@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sarathi_jax.scheduling.schedule import Schedule, ScheduledRow, StepResult
+from sarathi_jax.scheduling.schedule import Schedule, ScheduledRow, StepResult, row_columns
 from sarathi_jax.scheduling.scheduler import Scheduler
-from sarathi_jax.scheduling.step_rows import chunk_rows, decode_context, num_grown_outputs, row_columns
+from sarathi_jax.scheduling.step_rows import chunk_rows, decode_context, num_grown_outputs
 from sarathi_jax.scheduling.token_output import StepOutputs
 
 Make = Callable[..., Any]

@@ -22,10 +22,10 @@ class StopAtOnce:
     """A judge that has seen enough."""
 
     def __init__(self) -> None:
-        self.seen: list[tuple[float, int, str]] = []
+        self.seen: list[tuple[float, int, str, list[float]]] = []
 
     def is_decided(self, now_s: float, arrived: Sequence[SimulatedRequest], ended: SimulatedRequest) -> bool:
-        self.seen.append((now_s, len(arrived), ended.request_id))
+        self.seen.append((now_s, len(arrived), ended.request_id, ended.token_times_s.tolist()))
         return True
 
 
@@ -143,7 +143,7 @@ def test_a_judge_sees_who_has_arrived_whenever_somebody_ends_and_may_stop_the_ru
     """Steps end at 4, 8, 12 and 16: with the fourth A and B do, when C has arrived too."""
     judge = StopAtOnce()
     result = simulate(make_deployment(1.0), [*TWO, RequestShape(3.0, 4, 9), RequestShape(99.0, 1, 1)], judge)
-    assert judge.seen == [(16, 3, "0"), (16, 3, "1")]
+    assert judge.seen == [(16, 3, "0", [8, 12, 16]), (16, 3, "1", [12, 16])]
     assert (result.end_s, result.num_unfinished) == (16, 2)
 
 
