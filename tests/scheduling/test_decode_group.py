@@ -85,7 +85,7 @@ def test_tokens_in_flight_are_pending_and_others_are_there(
 
 def test_ids_that_are_known_are_not_looked_at_and_all_else_is(make_request: Make, make_scheduler: Make) -> None:
     scheduler = make_scheduler()
-    scheduler.add(make_request("a", [1, 2, 3]), are_ids_known=True)
+    scheduler.add(make_request("a", [1, 2, 100]), are_ids_known=True)
     with pytest.raises(RequestError, match="leaves no room for output"):
         scheduler.add(make_request("b", [1] * 128), are_ids_known=True)
     with pytest.raises(RequestError, match="at least one token"):
