@@ -87,18 +87,15 @@ class PlanRound:
             if place >= self._num_kept:
                 break
             request = running[place]
-            if request.num_computed_tokens < request.num_prefill_tokens:
-                if self._does_chain_chunks or request not in under_way:
-                    prefilling.append(request)
-            elif (
-                request in under_way
-                or request.num_tokens >= request.max_num_tokens
-                or place - len(left_out) >= max_decodes
-            ):
-                pass  # it is another microbatch's, or its last token is in flight
-            elif request.num_computed_tokens < request.num_reserved_tokens or self._found_page(place):
-                continue
-            left_out.append(place)
+            is_reading, is_under_way = request.num_computed_tokens < request.num_prefill_tokens, request in under_way
+            if is_reading and (self._does_chain_chunks or not is_under_way):
+                prefilling.append(request)
+            # Not if it is another microbatch's, or its last token is in flight.
+            may_decode = not is_reading and not is_under_way and request.num_tokens < request.max_num_tokens
+            has_room = place - len(left_out) < max_decodes
+            has_page = request.num_computed_tokens < request.num_reserved_tokens
+            if not (may_decode and has_room and (has_page or self._found_page(place))):
+                left_out.append(place)
         self._decodes += running[: self._num_kept]
         for place in reversed(left_out):
             del self._decodes[place : place + 1]  # one that found no page is gone already
