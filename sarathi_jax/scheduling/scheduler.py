@@ -386,8 +386,9 @@ class Scheduler:
         self.suspects.left(request)
         self.kv_pages.release(request)
         self._constrained.discard(request)
-        request.finish_reason = reason
-        request.finished_s = now_s
+        request.finish_reason, request.finished_s = reason, now_s
+        if not self.has_unfinished:
+            self._decodes = DecodeGroup(())  # whoever was in the last step is let go
         samples = request.samples or (request,)
         if all(sample.is_finished for sample in samples):
             self.kv_pages.close(samples)

@@ -1,11 +1,15 @@
 """Requests that decode together over several steps, and those that leave them, come back, or end while their row is in flight."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from sarathi_jax.errors import RequestError
+from sarathi_jax.sampling_params import SamplingParams
+from sarathi_jax.scheduling.request import Request
 from sarathi_jax.scheduling.schedule import Schedule, ScheduledRow, StepResult, row_columns
 
 Make = Callable[..., Any]
@@ -109,3 +113,21 @@ def test_a_page_that_a_decode_has_filled_is_found_while_it_goes_on(make_request:
     stepper.scheduler.add(make_request("b", [1, 2, 3, *[7] * 6]))
     schedule, _ = stepper.step()
     assert [(row.request_id, row.start, row.num_tokens) for row in schedule.rows] == [("a", 8, 1), ("b", 8, 1)]
+
+
+class WatchedRequest(Request):
+    """One that can be seen to be gone."""
+
+    __slots__ = ("__weakref__",)
+
+
+def test_who_was_in_the_last_step_is_let_go(make_stepper: Make) -> None:
+    """An idle scheduler holds nobody's tokens."""
+    stepper = make_stepper()
+    request = WatchedRequest("a", [1, 2, 3], SamplingParams(max_tokens=5), arrival_s=0.0, seed=0, max_tokens=5)
+    watched = weakref.ref(request)
+    stepper.scheduler.add(request)
+    del request
+    stepper.drain()
+    gc.collect()
+    assert watched() is None
