@@ -14,6 +14,7 @@ import platform
 import statistics
 import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from sarathi_jax.simulation.arrivals import at_rate
 from sarathi_jax.simulation.run import simulate
 
 CAPACITIES = Path(__file__).parent / "results" / "paper.json"
-ENGINES = [(model, lengths, policy) for model in ("mistral-7b", "yi-34b") for lengths in ("sharegpt", "arxiv") for policy in ("sarathi", "vllm", "orca")]  # fmt: skip
+ENGINES = list(product(("mistral-7b", "yi-34b"), ("sharegpt", "arxiv"), ("sarathi", "vllm", "orca")))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
