@@ -4,6 +4,7 @@ Who only sums over rows asks the functions at the end, which make none.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import repeat
 from typing import overload
 
@@ -55,7 +56,7 @@ class StepRows(Sequence[ScheduledRow]):
         """Tokens that the decodes attend to, summed over them, their own included."""
         return self.group.sum_of_starts + self.num_decodes * (self._num_steps_on + 1)
 
-    @property
+    @cached_property
     def columns(self) -> RowColumns:
         others = row_columns(self.others)
         if not self.num_decodes:
